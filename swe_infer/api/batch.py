@@ -310,7 +310,7 @@ class Batches:
         """:meth:`_submit_pending` of chosen requests."""
         amounts, tight = await self._amounts(list(chosen.values()))
         held = {list(chosen)[index]: amounts[index] for index in self._budget.reserve_batch(label, amounts)}
-        remaining = self._budget.remaining()
+        remaining = self._budget.remaining(wait=True)
         waiting: list[Item] = []
         for index, (key, item) in enumerate(chosen.items()):
             if key not in held and remaining is not None and index in tight and amounts[index] > remaining.unspent:
@@ -345,7 +345,7 @@ class Batches:
         requests = [self._request(item) for item in items]
         byte_bound = [self._bounds.byte_bound(request, self._endpoint) for request in requests]
         amounts = [self._price(tokens) for tokens in byte_bound]
-        remaining = self._budget.remaining()
+        remaining = self._budget.remaining(wait=True)
         if remaining is None or not self._bounds.can_be_tighter(self._endpoint):
             return amounts, set(range(len(items)))
         done: set[int] = set()

@@ -28,8 +28,6 @@ _WRITE_S = 0.002
 _POLL_S = 0.1
 """Other processes release reservations without a notification."""
 _UNREACHABLE_POLL_S = 1.0
-_UNREACHABLE_S = 60.0
-"""How long requests wait for a ledger's server that does not reply."""
 _BEAT_S = 15.0
 """Other machines take a process for dead that shows no sign of life for much longer."""
 _MAX_OVERTAKEN = 16
@@ -76,7 +74,6 @@ class CostBudget:
         self._writing: asyncio.TimerHandle | None = None
         self._beat: asyncio.TimerHandle | None = None
         self._write_failed = False
-        self._unreachable_since: float | None = None
         self._halted = False
         self._unspent: Decimal | None = None
         self._reserved_usd = self._paid_usd = Decimal(0)
@@ -186,11 +183,15 @@ class CostBudget:
         for _, ledger in self._ledgers:
             ledger.release_other_batches(labels)
 
-    def remaining(self) -> Remaining | None:
-        """The smallest amount that is left under any cap; None: there is no cap."""
+    def remaining(self, *, wait: bool = False) -> Remaining | None:
+        """The smallest amount that is left under any cap; None: there is no cap.
+
+        Args:
+            wait: for a ledger's server that does not reply. It blocks the event loop.
+        """
         if not self._ledgers:
             return None
-        caps = [ledger.remaining() for _, ledger in self._ledgers]
+        caps = [ledger.remaining(wait=wait) for _, ledger in self._ledgers]
         remaining = Remaining(min(cap.available for cap in caps), min(cap.unspent for cap in caps))
         self._unspent = remaining.unspent
         return remaining
@@ -238,9 +239,9 @@ class CostBudget:
             try:
                 ledger.write_charges()
             except StoreError as error:  # the next reservation tries again, and stops the run if that fails too
-                level = logging.DEBUG if isinstance(error, Interrupted) or self._write_failed else logging.WARNING
-                logger.log(level, "%s", error)
-                self._write_failed = True
+                is_known = isinstance(error, Interrupted | Unreachable) or self._write_failed
+                logger.log(logging.DEBUG if is_known else logging.WARNING, "%s", error)
+                self._write_failed = not isinstance(error, Unreachable)
 
     def _show_life(self) -> None:
         """Shows other machines, now and then, that this process is alive, however long its requests take."""
@@ -254,27 +255,22 @@ class CostBudget:
     def _admit(self) -> None:
         """Grants what fits, refuses what cannot fit, and sets a timer if requests still wait."""
         self._stop_polling()
-        poll_s, loop = _POLL_S, asyncio.get_running_loop()
+        poll_s = _POLL_S
         try:
             if self._pending() and not self._halted:
                 self._grant()
-                self._unreachable_since = None
         except Interrupted:
             self._halted = True
-        except StoreError as error:
-            if isinstance(error, Unreachable) and self._unreachable_since is None:
-                self._unreachable_since = loop.time()
-                logger.warning("%s; requests wait for it", error)
+        except Unreachable:
             poll_s = _UNREACHABLE_POLL_S
-            gone_s = loop.time() - (self._unreachable_since or loop.time())
-            if not isinstance(error, Unreachable) or gone_s > _UNREACHABLE_S:  # no request can be granted
-                for waiter in self._pending():
-                    waiter.granted.set_exception(error)
+        except StoreError as error:  # no request can be granted
+            for waiter in self._pending():
+                waiter.granted.set_exception(error)
         if self._halted:
             for waiter in self._pending():
                 waiter.granted.set_exception(Halted("the run is stopping"))
         if self._pending():
-            self._poll = loop.call_later(poll_s, self._admit)
+            self._poll = asyncio.get_running_loop().call_later(poll_s, self._admit)
 
     def _pending(self) -> list[_Waiter]:
         return [waiter for waiter in self._waiters if not waiter.granted.done()]

@@ -95,8 +95,12 @@ class CapLedger(Protocol):
     def refund(self, usd: Decimal) -> None:
         """Subtracts a part of what this run was charged, which it was not billed for."""
 
-    def remaining(self) -> Remaining:
-        """What is left of the cap, after the reservations of dead processes are released."""
+    def remaining(self, *, wait: bool = False) -> Remaining:
+        """What is left of the cap, after the reservations of dead processes are released.
+
+        Args:
+            wait: for a server that does not reply.
+        """
 
     def reserve_batch(self, label: str, amounts: Sequence[Decimal]) -> list[int]:
         """Reserves as many of ``amounts`` as fit together, for the provider's batch ``label``, which is new. Returns
@@ -144,7 +148,8 @@ class Ledger(CapLedger):
         try:
             with self._db.transaction():
                 self._db.beat()
-                self._release_dead()
+                if owner is None:  # a server may have been stopped, see renew_owners()
+                    self._release_dead()
         except BaseException:
             self._db.close()
             raise
@@ -197,7 +202,7 @@ class Ledger(CapLedger):
             amount = int((usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
             self._db.execute("UPDATE spent SET amount = max(0, amount - ?) WHERE run = ?", (amount, self._run))
 
-    def remaining(self) -> Remaining:
+    def remaining(self, *, wait: bool = False) -> Remaining:
         with self._transaction():
             self._db.beat()
             self._release_dead()

@@ -12,28 +12,35 @@ dead: what it has reserved is charged.
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from swe_infer.api.budget_client import NAME
+from swe_infer.api.budget_client import CHECKED, NAME
 from swe_infer.api.coordination import RemoteOwner
 from swe_infer.api.ledger import Ledger, LedgerEntry, to_pico
 from swe_infer.api.rate_limits import SharedRateLimiter
 from swe_infer.errors import StoreError
 
+logger = logging.getLogger(__name__)
+
 _MAX_BODY = 1 << 24
 _IDLE_S = 600.0
 """A client's connection to its file is closed after this time without a call."""
+_SILENT_S = 60.0
+"""If a ledger gets no call for this time, or the clock is set, its clients may have been unable to reach the server,
+and none counts as dead. They call more often."""
 
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 EntryId = Annotated[int, Field(ge=0, le=10**18)]
@@ -46,13 +53,21 @@ class _Call(BaseModel):
 
 
 class LedgerCall(_Call, ABC):
-    """What all calls to a ledger have in common: who calls, and what it has been charged since its last call."""
+    """What all calls to a ledger have in common: who calls, and what it has been charged since its last call.
+
+    Args:
+        number: greater than those of earlier calls by this owner.
+        charged: ids of reservations, and what replaces them.
+        refunded: ids of refunds, and their amounts.
+    """
 
     owner: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     host: Text
     run: Text
-    cap_usd: Usd
+    cap_usd: Annotated[Decimal, Field(ge=0, le=10**12, allow_inf_nan=False)]
+    number: Annotated[int, Field(ge=1)]
     charged: list[tuple[EntryId, Usd]] = []
+    refunded: list[tuple[Text, Usd]] = []
 
     @abstractmethod
     def make(self, ledger: Ledger) -> Any:
@@ -66,14 +81,6 @@ class Reserve(LedgerCall):
     def make(self, ledger: Ledger) -> Any:
         reply = ledger.reserve(self.usd, self.id)
         return True if isinstance(reply, LedgerEntry) else reply
-
-
-class Refund(LedgerCall):
-    usd: Usd
-    change: Text
-
-    def make(self, ledger: Ledger) -> Any:
-        return ledger.refund(self.usd, self.change)
 
 
 class Remaining(LedgerCall):
@@ -141,7 +148,6 @@ class Pause(_Call):
 
 _LEDGER_CALLS: dict[str, type[Any]] = {
     "reserve": Reserve,
-    "refund": Refund,
     "remaining": Remaining,
     "reserve_batch": ReserveBatch,
     "charge_batch": ChargeBatch,
@@ -163,11 +169,12 @@ class BudgetServer:
     def __init__(self, folder: Path, token: str | None) -> None:
         self._folder = folder
         self._token = token
-        self._ledgers: dict[tuple[str, str, str, Decimal], tuple[Ledger, float]] = {}
-        """By name, owner, run and cap, each with the time of its last call."""
+        self._ledgers: dict[tuple[str, str, str, Decimal], _Client] = {}
+        """By name, owner, run and cap."""
         self._limiters: dict[str, SharedRateLimiter] = {}
-        self._renewed: set[str] = set()
-        """Ledgers whose clients may have been unable to show that they are alive, because the server did not run."""
+        self._called_at: dict[str, float] = {}
+        """The time of the last call to each ledger, in seconds since the epoch."""
+        self._fault = ""
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/{kind}/{name}/{method}", self._answer, methods=["POST"])])
@@ -176,24 +183,30 @@ class BudgetServer:
         sent = request.headers.get("authorization", "").encode()
         if self._token is not None and not hmac.compare_digest(sent, f"Bearer {self._token}".encode()):
             return JSONResponse({"error": "the token is not accepted"}, 401)
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > _MAX_BODY:
-                return JSONResponse({"error": f"the body has more than {_MAX_BODY} bytes"}, 400)
+        body = bytearray()
         try:
-            return JSONResponse({"result": self._make(**request.path_params, body=body)})
+            async for part in request.stream():
+                body += part
+                if len(body) > _MAX_BODY:
+                    return JSONResponse({"error": f"the body has more than {_MAX_BODY} bytes"}, 400)
+        except ClientDisconnect:
+            return JSONResponse({"error": "the body is not complete"}, 400)
+        try:
+            return JSONResponse({"result": self._make(**request.path_params, body=bytes(body))})
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             return JSONResponse({"error": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 400)
         except LookupError as error:
             return JSONResponse({"error": str(error.args[0])}, 400)
         except StoreError as error:
-            return JSONResponse({"error": str(error)}, 503)
+            if str(error) != self._fault:
+                logger.error("%s", error)
+            self._fault = str(error)
+            return JSONResponse({"error": self._fault}, 503)
 
     def _make(self, kind: str, name: str, method: str, body: bytes) -> Any:
         if (kind, method) == ("servers", "check"):
-            return None
+            return CHECKED
         calls = {"ledgers": _LEDGER_CALLS, "limits": _LIMITER_CALLS}.get(kind, {})
         if method not in calls or not re.fullmatch(NAME, name):
             raise LookupError(f"there is no call {kind}/{name}/{method}")
@@ -203,30 +216,45 @@ class BudgetServer:
         ledger = self._ledger(name, call)
         for entry, usd in call.charged:
             ledger.charge_later(LedgerEntry(entry, to_pico(usd)), usd)
+        for change, usd in call.refunded:
+            ledger.refund(usd, change)
         result = call.make(ledger)
         if isinstance(call, Close):
-            self._ledgers.pop(_key(name, call))[0].detach()
+            self._ledgers.pop(_key(name, call)).ledger.detach()
         return result
 
     def _ledger(self, name: str, call: LedgerCall) -> Ledger:
+        """Raises LookupError for a call that a later one of the same client has overtaken."""
         now, key = time.monotonic(), _key(name, call)
-        for idle in [each for each, (_, used) in self._ledgers.items() if now - used > _IDLE_S and each != key]:
-            self._ledgers.pop(idle)[0].detach()
-        if (found := self._ledgers.get(key)) is not None:
-            ledger = found[0]
-        else:
+        for other, client in list(self._ledgers.items()):
+            if other != key and now - client.used_at > _IDLE_S:
+                self._ledgers.pop(other).ledger.detach()
+        if key not in self._ledgers:
             owner = RemoteOwner(call.owner, call.host)
-            ledger = Ledger(self._folder / f"{name}.ledger.sqlite", call.cap_usd, call.run, owner=owner)
-            if name not in self._renewed:
-                ledger.renew_owners()
-                self._renewed.add(name)
-        self._ledgers[key] = ledger, now
-        return ledger
+            path = self._folder / f"{name}.ledger.sqlite"
+            self._ledgers[key] = _Client(Ledger(path, call.cap_usd, call.run, owner=owner))
+        client = self._ledgers[key]
+        if call.number <= client.number:
+            raise LookupError("a later call was made before")
+        client.number, client.used_at = call.number, now
+        if not 0 <= time.time() - self._called_at.get(name, 0.0) < _SILENT_S:
+            client.ledger.renew_owners()
+        self._called_at[name] = time.time()
+        return client.ledger
 
     def _limiter(self, name: str) -> SharedRateLimiter:
         if name not in self._limiters:
             self._limiters[name] = SharedRateLimiter(self._folder / f"{name}.limits.sqlite")
         return self._limiters[name]
+
+
+@dataclass(slots=True)
+class _Client:
+    """A client's connection to a ledger's file, the number of its last call, and the time of it."""
+
+    ledger: Ledger
+    number: int = 0
+    used_at: float = 0.0
 
 
 def _key(name: str, call: LedgerCall) -> tuple[str, str, str, Decimal]:

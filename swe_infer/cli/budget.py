@@ -6,12 +6,11 @@ Runs use it with ``budget.ledger=http://HOST:8787/NAME`` and ``runner.limits.sha
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from swe_infer.api.budget_client import TOKEN_VARIABLE
+from swe_infer.api.budget_client import TOKEN_VARIABLE, budget_token
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.command import report_errors
 from swe_infer.serving import is_loopback, listening, serve
@@ -31,7 +30,7 @@ def keep_budgets(folder: Path, host: str, port: int) -> None:
     """
     from swe_infer.budget.server import BudgetServer
 
-    token = os.environ.get(TOKEN_VARIABLE) or None
+    token = budget_token()
     listener = listening(host, port)
     address, bound = listener.getsockname()[:2]
     if token is None and not is_loopback(address):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sqlite3
@@ -83,9 +84,12 @@ def test_a_call_that_is_repeated_counts_once(tmp_path: Path) -> None:
     with budget_server(tmp_path) as (_, address):
         client = BudgetClient(BudgetAddress.parse(f"{address}/one", "budget.ledger"), "budget.ledger")
         caller = {"owner": "0" * 32, "host": "here", "run": "run", "cap_usd": "10"}
+        numbers = itertools.count(1)
 
         def call(method: str, **arguments: object) -> object:
-            return client.call("ledgers", method, {**caller, **arguments})
+            return client.call(
+                "ledgers", method, {**caller, "number": next(numbers), **arguments}, lambda result: result
+            )
 
         assert call("reserve", id=7, usd="4") is True
         for _ in range(2):
@@ -93,7 +97,10 @@ def test_a_call_that_is_repeated_counts_once(tmp_path: Path) -> None:
         for _ in range(2):
             assert call("reserve_batch", label="a batch", usd=["2", "6"]) == [0]
             call("charge_batch", label="a batch", held="2", usd="1.5", change="c1")
-            call("refund", usd="1", change="c2")
+            call("beat", refunded=[("c2", "1")])
+        assert call("remaining") == ["4.5", "6.5"]
+        with pytest.raises(StoreError, match="later call"):  # a server that was stopped gets it late
+            call("reserve", id=8, usd="1", number=3)
         assert call("remaining") == ["4.5", "6.5"]
         client.close()
 
@@ -166,13 +173,13 @@ def test_addresses_name_a_server_and_a_ledger(address: str) -> None:
 def test_what_others_send_is_refused(tmp_path: Path) -> None:
     with budget_server(tmp_path) as (_, address):
         client = BudgetClient(BudgetAddress.parse(f"{address}/one", "budget.ledger"), "budget.ledger")
-        caller = {"owner": "0" * 32, "host": "here", "run": "run", "cap_usd": "10"}
+        caller = {"owner": "0" * 32, "host": "here", "run": "run", "cap_usd": "10", "number": 1}
         for arguments in ({"usd": "-1"}, {"usd": "NaN"}, {"usd": "1", "id": -1}, {"usd": "1", "id": 1, "more": 1}):
             with pytest.raises(StoreError, match=r"usd|id|more"):
-                client.call("ledgers", "reserve", {**caller, **arguments})
+                client.call("ledgers", "reserve", {**caller, **arguments}, str)
         with pytest.raises(StoreError, match="no call"):
-            client.call("ledgers", "drop", caller)
+            client.call("ledgers", "drop", caller, str)
         assert Ledger(tmp_path / "one.ledger.sqlite", Decimal(1), "look").spent_usd == 0
         client.close()
     with pytest.raises(StoreError, match="no reply"):
-        RemoteLedger(f"{address}/one", Decimal(1), "run", "budget.ledger")
+        RemoteLedger("http://127.0.0.1:1/one", Decimal(1), "run", "budget.ledger")
