@@ -294,7 +294,6 @@ class Engine:
             [chunk.sequence.blocks for chunk in chunks],
             rows,
             self._rope_lengths(chunks),
-            [chunk.sequence.allocation_id for chunk in chunks],
         )
         logits_RV = self._logits(model_input)
         if not complete:

@@ -54,7 +54,6 @@ class ModelInput:
         block_tables: each sequence's cache blocks, enough for its tokens.
         rows: tokens whose logits are computed.
         rope_lengths: for each token, if RoPE depends on the length of its sequence.
-        allocation_ids: owner of each sequence's blocks, see :class:`Layout`.
     """
 
     ids: list[int]
@@ -63,7 +62,6 @@ class ModelInput:
     block_tables: Sequence[Sequence[int]]
     rows: Sequence[int]
     rope_lengths: Sequence[int] | None = None
-    allocation_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,7 +514,7 @@ class LlamaForCausalLM(nn.Module):
         positions, slots = positions_and_slots(starts, query_lens, tables, self.backend.block_size)
         padding = [0] * max(0, self._min_rows - len(positions))
         key_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
-        layout = Layout(query_lens, key_lens, tables, model_input.allocation_ids)
+        layout = Layout(query_lens, key_lens, tables)
         lengths = model_input.rope_lengths
         return Step(
             ids_T=self._send(model_input.ids + padding),

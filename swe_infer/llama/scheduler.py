@@ -70,7 +70,6 @@ class Scheduler:
         self._draft = draft
         self._copy = copy
         self._step = 0
-        self._admissions = 0
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -164,8 +163,6 @@ class Scheduler:
             return False
         self.pool.incref(found)
         sequence.blocks = list(found)
-        self._admissions += 1
-        sequence.allocation_id = self._admissions
         sequence.computed = len(found) * self.block_size + self._copy_partial_block(sequence, parent, tokens)
         if sequence.started is None:
             sequence.started = time.perf_counter()

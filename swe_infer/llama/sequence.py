@@ -77,8 +77,6 @@ class Sequence:
     """Its largest length with the present angles, see :attr:`swe_infer.llama.rope.RotaryEmbedding.switch`."""
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
-    allocation_id: int = 0
-    """A new number each time the scheduler allocates its blocks."""
     block_hashes: list[bytes] = field(default_factory=list)
     computed: int = 0
     cached_tokens: int = 0

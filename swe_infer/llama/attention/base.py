@@ -44,14 +44,12 @@ class Layout:
     """Which packed query rows belong to which sequence. All lists are on the host and have S entries.
 
     Sequence ``s`` has ``query_lens[s]`` rows: the last of its ``key_lens[s]`` tokens, whose keys and values are in
-    the cache blocks ``block_tables[s]``. Each row attends to the keys up to its own. If ``allocation_ids[s]`` is the
-    same in two steps, the sequence owned its blocks all the time in between.
+    the cache blocks ``block_tables[s]``. Each row attends to the keys up to its own.
     """
 
     query_lens: Sequence[int]
     key_lens: Sequence[int]
     block_tables: Sequence[Sequence[int]]
-    allocation_ids: Sequence[int] | None = None
 
 
 class AttentionBackend(ABC, Generic[PlanT]):
