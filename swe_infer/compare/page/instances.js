@@ -9,10 +9,10 @@ const FEW = 6; // runs whose problems are named beside their marks
 const NONE = { search: '', repository: '', show: 'all', solvedBy: '', notBy: '', problem: '', exactly: null, who: '' };
 const list = { ...NONE, sort: 'name', descending: false, page: 0, shown: [] };
 
-let figures, index, controls;
+let figures, index, controls, table;
 
 export function setInstances(newFigures, newIndex) {
-  [figures, index, controls] = [newFigures, newIndex, null];
+  [figures, index, controls, table] = [newFigures, newIndex, null, null];
   const known = (letter) => figures.points.some((point) => point.letter === letter);
   for (const key of ['solvedBy', 'notBy']) if (list[key] && !known(list[key])) list[key] = '';
 }
@@ -161,6 +161,19 @@ function row(number) {
     element('td', { text: index.costs.texts[number] }), element('td', { text: index.latencies.texts[number] }));
 }
 
+/** Draws the rows; the head only if the order changed, as with 50 runs it takes as long as the rows. */
+function drawTable(numbers) {
+  const order = `${list.sort} ${list.descending}`;
+  if (table?.order !== order) {
+    const head = element('tr', {}, heading('name', 'instance', 'text'),
+      ...figures.points.map(({ letter }) => heading(letter, letter, 'mark')), heading('cost', 'cost'), heading('latency', 'median latency'));
+    table = { order, body: element('tbody') };
+    byId('instances-table').replaceChildren(wide(element('table', { class: 'instances' },
+      element('caption', { text: `Instances by run (${figures.metric_name})` }), element('thead', {}, head), table.body), 'Instances'));
+  }
+  table.body.replaceChildren(...numbers.map(row));
+}
+
 export function drawInstances() {
   list.shown = filtered();
   const size = figures.points.length > 20 ? ROWS / 2 : ROWS;
@@ -173,11 +186,7 @@ export function drawInstances() {
   byId('instances-count').textContent = numbers.length
     ? `${count(first + 1)} to ${count(first + numbers.length)} of ${count(list.shown.length)}${list.shown.length < total ? ` (${count(total)} in all)` : ''}. Enter opens an instance; j and k go to the next and the previous one.`
     : `No instance of ${count(total)} passes the filters.`;
-  const head = element('tr', {}, heading('name', 'instance', 'text'),
-    ...figures.points.map(({ letter }) => heading(letter, letter, 'mark')), heading('cost', 'cost'), heading('latency', 'median latency'));
-  const table = element('table', { class: 'instances' }, element('caption', { text: `Instances by run (${figures.metric_name})` }),
-    element('thead', {}, head), element('tbody', {}, ...numbers.map(row)));
-  byId('instances-table').replaceChildren(wide(table, 'Instances'));
+  drawTable(numbers);
   const turn = (text, by, id) => {
     const possible = list.page + by >= 0 && list.page + by < pages;
     const go = () => {
