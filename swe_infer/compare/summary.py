@@ -59,6 +59,8 @@ def _name(one: Figures) -> str:
 
 def _single(one: Figures, comparison: Comparison) -> str:
     rate = one.rate(comparison.metric)
+    if rate.value is None:
+        return f"{_name(one)} has no answers yet."
     interval = "" if rate.interval is None else f" (95 % interval {_percents(one, comparison)})"
     cost = "at an unknown cost" if one.cost_usd is None else f"for {dollars(one.cost_usd)}"
     each = ""
@@ -164,9 +166,12 @@ def _ranking(best: int, comparison: Comparison) -> list[str]:
 
 
 def _front(comparison: Comparison) -> list[str]:
+    """The Pareto frontier, if runs have costs and instances in common."""
     runs = [one for one in comparison.runs if one.on_front]
-    if not runs or not any(one.cost_usd for one in comparison.runs):
+    if not runs or not comparison.pairs or not any(one.cost_usd for one in comparison.runs):
         return []
+    unknown = [one.letter for one in comparison.runs if one.cost_usd is None]
+    rest = f" The cost of {_listed(unknown)} is unknown." if unknown else ""
     runs.sort(key=lambda one: float(one.cost_usd or 0) / one.recorded)
     each = [
         f"{one.letter} ({percent(one.rate(comparison.metric).value)} for "
@@ -174,8 +179,9 @@ def _front(comparison: Comparison) -> list[str]:
         for one in runs
     ]
     if len(runs) == 1:
-        return [f"No other run costs less or has a higher rate than {each[0]}."]
-    return [f"The Pareto frontier of cost and rate, cheapest first: {_listed(each)}."]
+        other = "other run of a known cost" if unknown else "other run"
+        return [f"No {other} costs less or has a higher rate than {each[0]}.{rest}"]
+    return [f"The Pareto frontier of cost and rate, cheapest first: {_listed(each)}.{rest}"]
 
 
 def _overlap(comparison: Comparison) -> str:

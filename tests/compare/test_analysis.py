@@ -8,6 +8,7 @@ import re
 from decimal import Decimal
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.console import Console
 from swe_infer.compare.analysis import Comparison, compare
 from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_runs
+from swe_infer.compare.summary import summary_of
 from swe_infer.compare.table import print_comparison
 from swe_infer.errors import ConfigError
 from swe_infer.patches import VERSION
@@ -250,3 +252,42 @@ def test_samples_that_an_outage_left_without_a_record_do_not_count_against_the_m
     assert (stopped.applies.value, stopped.applies_without_failures.value) == (0.25, 1.0)
     assert other.applies_without_failures.value == 0.25
     assert any("count as not solved: A 3." in note for note in comparison.notes)
+
+
+def test_a_summary_says_what_is_known(tmp_path: Path) -> None:
+    def summary(*runs: Path, **options: Any) -> list[str]:
+        return summary_of(compare(load_runs([str(run) for run in runs]), resamples=1000, **options))
+
+    names = [f"i-{n}" for n in range(40)]
+    a = write_run(tmp_path / "a", [answer(name) for name in names], resolved=names[:20])
+    b = write_run(tmp_path / "b", [answer(name, cost="0.1") for name in names], resolved=names[:10])
+    unknown = write_run(tmp_path / "c", [answer(name, cost=None) for name in names], resolved=names[:10])
+    other = write_run(tmp_path / "d", [answer("j-1")], resolved=["j-1"], remaining=1)
+    better = "A (a) resolves 25.0 points more than B (b) (95 % interval 10.9 to 39.1, p = 0.0016)"
+    assert summary(a, b) == [
+        f"{better}, at 5.0 times the cost ($0.5000 and $0.1000 for each instance).",
+        "The Pareto frontier of cost and rate, cheapest first: B (25.0 % for $0.1000 an instance) and "
+        "A (50.0 % for $0.5000 an instance).",
+        "Of 40 instances, both solve 10, at least one solves 20; the runs differ on 10.",
+    ]
+    assert summary(b, a, baseline="B")[0].startswith("A (b) resolves 25.0 points less than B (a)")
+    assert summary(a, unknown)[:2] == [
+        better.replace("(b)", "(c)") + ".",
+        "No other run of a known cost costs less or has a higher rate than A (50.0 % for $0.5000 an instance). "
+        "The cost of B is unknown.",
+    ]
+    assert summary(b, unknown)[0] == "A (b) and B (c) have the same rate on their 40 common instances."
+    assert summary(a, other) == [
+        "B (d) and A (a) have no instance in common, so they are not compared.",
+        "Of 41 instances, both solve 0, at least one solves 21; the runs differ on 0.",
+        "Not finished: B (1 sample remains).",
+    ]
+    assert summary(write_run(tmp_path / "e", [], remaining=2)) == [
+        "A (e) has no answers yet.",
+        "Not finished: A (2 samples remain).",
+    ]
+    many = summary(a, b, unknown)
+    assert many[0] == "Of 3 runs, A (a) resolves most: 50.0 % (95 % interval 35.2 to 64.8)."
+    assert many[1].startswith(
+        "A resolves 25.0 points more than B (b) (95 % interval 10.9 to 39.1, p = 0.0047 after Holm"
+    )
