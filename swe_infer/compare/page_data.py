@@ -23,7 +23,7 @@ from swe_infer.compare.loading import LoadedRun, Result, Texts, read_texts, tota
 from swe_infer.compare.pairs import cost_by_instance
 from swe_infer.compare.prompts import PromptSource
 from swe_infer.compare.statistics import Interval
-from swe_infer.compare.summary import summary_of
+from swe_infer.compare.summary import short_label, summary_of
 from swe_infer.compare.table import METRIC_NAMES, mark, page_tables, points_interval, rate_text, share_text
 from swe_infer.patches.diff import PatchError, parse_as_git
 from swe_infer.run_directory.harness_logs import HarnessLogs
@@ -70,7 +70,7 @@ def _point(one: Figures, comparison: Comparison) -> dict[str, Any]:
     rates = {"resolved": one.resolved, "applies": one.applies}
     return {
         "letter": one.letter,
-        "label": clean(one.label),
+        "label": short_label(one),
         "name": clean(one.run.name),
         "address": _wandb_url(one.run),
         "on_front": one.on_front,

@@ -11,6 +11,7 @@ from swe_infer.compare.table import points_interval
 from swe_infer.text import clean, dollars, duration, p_value, percent
 
 _MOST_NAMES = 8
+_LONGEST_LABEL = 120
 _SIGNIFICANT = 0.05
 
 
@@ -54,7 +55,13 @@ def _best(comparison: Comparison) -> int:
 
 
 def _name(one: Figures) -> str:
-    return f"{one.letter} ({' '.join(one.label.split())})"
+    return f"{one.letter} ({short_label(one)})"
+
+
+def short_label(one: Figures) -> str:
+    """The label of a run on one line, cut if it is absurdly long."""
+    label = " ".join(clean(one.label).split())
+    return label if len(label) <= _LONGEST_LABEL else f"{label[:_LONGEST_LABEL]}…"
 
 
 def _single(one: Figures, comparison: Comparison) -> str:
