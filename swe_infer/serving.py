@@ -87,7 +87,8 @@ def serve(app: ASGIApp, listener: socket.socket, connections: int = 200) -> None
     finally:
         server.should_exit = True
         thread.join(2 * _ENDING_S)
-        listener.close()
+        if not thread.is_alive():  # otherwise its event loop still uses the socket
+            listener.close()
 
 
 def is_loopback(host: str) -> bool:

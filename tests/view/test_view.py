@@ -515,6 +515,10 @@ def test_chromium_follows_a_run_and_opens_a_comparison(hostile: Path, tmp_path: 
         tab.evaluate("document.getElementById('compare').click()")
         tab.wait("location.pathname === '/compare' && document.querySelector('#instances-table table')")
         assert tab.evaluate("document.title") == "Comparison of 2 runs"
+        tab.open(page.address)
+        tab.wait(f"{rows}.length === 1")  # the search is kept
+        tab.evaluate("document.getElementById('search').value = ''")
+        tab.evaluate("document.getElementById('search').dispatchEvent(new Event('input'))")
         for width, dark in ((400, False), (1000, True), (2000, False)):
             tab.open(page.address, width=width, height=800, dark=dark)
             tab.wait(f"{rows}.length >= 20")

@@ -6,13 +6,15 @@ const FIRST_POLL_MS = 300; // until the server has read every run once
 const ROWS_SHOWN = 500;
 const MOST_COMPARED = 100; // the server's limit
 
+const FILTERS = ["search", "state", "sweep"];
 const STATES = ["running", "complete", "interrupted", "failed", "damaged"];
 const byId = (id) => document.getElementById(id);
 
 const runs = new Map();
 const selected = new Set(JSON.parse(sessionStorage.getItem("selected") ?? "[]"));
 let cursor = "";
-let order = { key: "modified", descending: true };
+const saved = JSON.parse(sessionStorage.getItem("list") ?? "{}"); // for the way back from a comparison
+let order = saved.order ?? { key: "modified", descending: true };
 let shown = [];
 let limit = ROWS_SHOWN;
 
@@ -169,8 +171,13 @@ function matches(run) {
     && words.every((word) => run.searched.includes(word));
 }
 
+// Runs in progress change all the time: among themselves they keep their places.
+function valueOf(run) {
+  return order.key === "modified" && run.state === "running" ? Number.MAX_VALUE : run[order.key];
+}
+
 function compareBy(a, b) {
-  const [x, y] = [a[order.key], b[order.key]];
+  const [x, y] = [valueOf(a), valueOf(b)];
   const [xNone, yNone] = [x === null || x === undefined || x === "", y === null || y === undefined || y === ""];
   if (xNone || yNone) return xNone - yNone || a.name.localeCompare(b.name);
   const difference = typeof x === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
@@ -178,6 +185,7 @@ function compareBy(a, b) {
 }
 
 function draw() {
+  const focused = document.activeElement;
   shown = [...runs.values()].filter(matches).sort(compareBy);
   const body = byId("body");
   const wanted = shown.slice(0, limit).map((run) => rowOf(run).tr);
@@ -185,6 +193,7 @@ function draw() {
     if (body.children[index] !== tr) body.insertBefore(tr, body.children[index] ?? null);
   });
   while (body.children.length > wanted.length) body.lastElementChild.remove();
+  if (focused !== document.activeElement && focused?.isConnected) focused.focus({ preventScroll: true });
   const rest = shown.length - wanted.length;
   byId("more").replaceChildren();
   if (rest > 0) {
@@ -245,12 +254,18 @@ function drawHead() {
       const same = order.key === column.key;
       order = { key: column.key, descending: same ? !order.descending : !column.text };
       for (const [index, other] of COLUMNS.entries()) markSorted(byId("head").children[index + 1], other);
+      save();
       draw();
     });
     head.append(button);
     markSorted(head, column);
     return head;
   }));
+}
+
+function save() {
+  const chosen = FILTERS.map((id) => [id, byId(id).value]);
+  sessionStorage.setItem("list", JSON.stringify({ ...Object.fromEntries(chosen), order }));
 }
 
 function markSorted(head, column) {
@@ -267,7 +282,8 @@ function drawOptions(choice, values) {
     option.value = value;
     return option;
   }));
-  choice.value = wanted.includes(before) ? before : "";
+  const value = before || saved[choice.id];
+  choice.value = wanted.includes(value) ? value : "";
 }
 
 // ---- polling
@@ -341,7 +357,15 @@ function next() {
 
 drawHead();
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
-for (const id of ["search", "state", "sweep"]) byId(id).addEventListener("input", () => { limit = ROWS_SHOWN; draw(); });
+byId("search").value = saved.search ?? "";
+for (const id of FILTERS) {
+  byId(id).addEventListener("input", () => {
+    limit = ROWS_SHOWN;
+    delete saved[id];
+    save();
+    draw();
+  });
+}
 byId("select-all").addEventListener("click", () => select(shown.filter((run) => run.state !== "damaged").map((run) => run.id), true));
 byId("select-none").addEventListener("click", () => select([...selected], false));
 next();
