@@ -54,18 +54,19 @@ class Scene:
         self.q_THD = torch.cat(rows).to(DEVICE)
         self.layout = Layout([q for q, _ in lengths], [k for _, k in lengths], self.tables)
 
-    def expected(self) -> Tensor:
-        return torch.cat([exact_attention(*sequence) for sequence in self.sequences])
+    def expected(self, window: int | None = None) -> Tensor:
+        return torch.cat([exact_attention(*sequence, window) for sequence in self.sequences])
 
 
-def exact_attention(q_RHD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
+def exact_attention(q_RHD: Tensor, k_LKD: Tensor, v_LKD: Tensor, window: int | None = None) -> Tensor:
     """The definition of attention, in float64."""
     rows, heads, head_dim = q_RHD.shape
     group = heads // k_LKD.shape[1]
     k_LHD, v_LHD = (x.double().repeat_interleave(group, dim=1) for x in (k_LKD, v_LKD))
     scores_HRL = torch.einsum("rhd,lhd->hrl", q_RHD.double(), k_LHD) / math.sqrt(head_dim)
     keys = len(k_LKD)
-    hidden_RL = torch.arange(keys)[None] > torch.arange(keys - rows, keys)[:, None]
+    distance_RL = torch.arange(keys - rows, keys)[:, None] - torch.arange(keys)[None]
+    hidden_RL = (distance_RL < 0) | (distance_RL >= (window or keys))
     weights_HRL = scores_HRL.masked_fill(hidden_RL, -math.inf).softmax(-1)
     return torch.einsum("hrl,lhd->rhd", weights_HRL, v_LHD)
 

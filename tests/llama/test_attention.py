@@ -52,6 +52,24 @@ def test_backend_agrees_with_float64(
     torch.testing.assert_close(out_THD.cpu().double(), scene.expected(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize("window", [1, 40, 128, 300])
+@pytest.mark.parametrize("name", ["sdpa", "native"])
+def test_windows_agree_with_float64_and_with_any_chunking(name: str, window: int) -> None:
+    backend = make_backend(name, torch.float32, 6, 2, 64)
+    for lengths in (LAYOUTS["decoding_and_chunks"], [(700, 700)]):
+        scene = Scene(backend, lengths)
+        whole = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, backend.plan(scene.layout), window)
+        torch.testing.assert_close(whole.double(), scene.expected(window), atol=2e-6, rtol=2e-6)
+    start = 0
+    for count in (13, 1, 2, 250, 434):
+        layout = Layout([count], [start + count], scene.tables)
+        q_THD = scene.q_THD[start : start + count]
+        part = backend.attend(q_THD, scene.k_pool, scene.v_pool, backend.plan(layout), window)
+        assert torch.equal(part, whole[start : start + count]), (start, count)
+        start += count
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_padding_rows_are_zero(name: str) -> None:
     backend = make_backend(name, torch.bfloat16, 4, 2, 64)

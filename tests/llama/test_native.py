@@ -4,7 +4,10 @@ compilation."""
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from swe_infer.llama.attention.base import AttentionShape
     from swe_infer.llama.attention.native import Backend
+    from swe_infer.llama.native import build
     from swe_infer.llama.native.build import compiled
     from swe_infer.llama.native.kernels import Kernels, load_kernels
     from swe_infer.llama.rope import rotate
@@ -263,3 +267,44 @@ def test_all_layers_in_one_call_are_the_layers_one_by_one(
     exact_BLV, plain_BLV = load(directory, wide)(ids_BL), load(directory, dtype)(ids_BL)
     error, usual = ((found_BLV - exact_BLV).square().mean().sqrt() for found_BLV in (logits[0], plain_BLV))
     assert error < 1.2 * usual
+
+
+CHECKS: dict[str, tuple[str, list[str], list[str]]] = {
+    # compiler, flags, and the emulator that runs the program
+    "neon": ("aarch64-linux-gnu-g++", ["-static"], ["qemu-aarch64"]),
+    "avx2": ("g++", ["-march=x86-64-v3"], []),
+    "sanitized": ("g++", ["-march=x86-64-v3", "-g", "-fsanitize=address,undefined"], []),
+    "sanitized_wide": ("g++", ["-march=x86-64-v3", "-DLANES=16", "-g", "-fsanitize=address,undefined"], []),
+}
+
+
+def checked(name: str, folder: Path) -> str:
+    """Compile and run ``check_kernels.cpp``, and return the hash of all results."""
+    compiler, flags, emulator = CHECKS[name]
+    for program in (compiler, *emulator):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    if not emulator and isinstance(reason := load_kernels(torch.float32, "avx2"), str):
+        pytest.skip(reason)
+    kernels = Path(build.__file__).parent
+    sources = [Path(__file__).with_name("check_kernels.cpp"), *sorted(kernels.glob("*.cpp"))]
+    program = folder / name
+    common = ["-std=c++17", "-O1", "-ffp-contract=off", "-fopenmp", "-Wno-psabi", f"-I{kernels}"]
+    subprocess.run([compiler, *common, *flags, *sources, "-o", program], check=True, capture_output=True, timeout=300)
+    environment = {**os.environ, "UBSAN_OPTIONS": "halt_on_error=1", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [*emulator, program], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_kernels_for_arm_agree_with_their_definitions(tmp_path: Path) -> None:
+    """In an emulator."""
+    checked("neon", tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["neon", "sanitized", "sanitized_wide"])
+def test_results_are_the_same_bits_on_every_processor_and_under_sanitizers(name: str, tmp_path: Path) -> None:
+    assert checked(name, tmp_path) == checked("avx2", tmp_path)
