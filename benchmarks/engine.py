@@ -1,14 +1,15 @@
-"""The engine compared with transformers and vLLM: same model, same workload, in turns, medians.
+"""The engine compared with transformers, vLLM and llama.cpp: same model, same workload, in turns, medians.
 
 The workload resembles SWE-bench: long prompts of different lengths, short greedy outputs. Prompts are random token
 ids with a fixed seed. The temperatures of a sweep run together, like a multirun, and ``_one_by_one``, like
 ``runner.max_concurrent_jobs=1``; so do vLLM's.
 
     python -m benchmarks.engine MODEL_DIR [--rounds 5] [--threads 2] [--dtype auto] [--vllm PYTHON]
-                                [--only engine,single]
+                                [--llama-cpp PYTHON] [--only engine,single]
 
-``--dtype`` is the engine's ``model.dtype``; transformers uses the same type, vLLM bfloat16. ``--vllm`` names the
-Python of an environment with vLLM; without one vLLM is skipped with a message. Prints one JSON line per peer: median
+``--dtype`` is the engine's ``model.dtype``; transformers uses the same type, vLLM bfloat16, llama.cpp float16.
+``--vllm`` and ``--llama-cpp`` name the Python of environments with vLLM, and with ik-llama-cpp-python and gguf;
+without them these peers are skipped. Prints one JSON line per peer: median
 wall and CPU seconds over the rounds, tokens per second, and ratios to the peers; at the end, how many greedy outputs
 equal those of transformers. CPU seconds are more reliable on a busy machine.
 """
@@ -51,6 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--vllm", default="", help="the Python of vLLM's environment")
+    parser.add_argument("--llama-cpp", default="", help="the Python of llama.cpp's environment")
     parser.add_argument("--only", default="", help="names of peers, with commas between")
     return parser.parse_args()
 
@@ -178,13 +180,17 @@ class TransformersPeer:
         return sum(len(answer.generated_tokens) for answer in answers.values())
 
 
-class VllmPeer:
-    """vLLM in a separate process for the whole benchmark."""
+class ProcessPeer:
+    """vLLM or llama.cpp in a separate process for the whole benchmark.
 
-    def __init__(self, args: argparse.Namespace, prompts: list[list[int]]) -> None:
-        script = Path(__file__).with_name("engine_vllm.py")
+    Args:
+        python: of its environment.
+        script: beside this file.
+    """
+
+    def __init__(self, args: argparse.Namespace, prompts: list[list[int]], python: str, script: str) -> None:
         self._process = subprocess.Popen(
-            [args.vllm, str(script), args.model, str(args.threads)],
+            [python, str(Path(__file__).with_name(script)), args.model, str(args.threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -198,7 +204,7 @@ class VllmPeer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"vLLM ended with exit code {self._process.wait()}")
+            raise SystemExit(f"{self._process.args!r} ended with exit code {self._process.wait()}")
         return json.loads(line)
 
     def _run(self, temperatures: tuple[float, ...], samples: int, at_once: bool = True) -> Measure:
@@ -247,8 +253,13 @@ def report(seen: dict[str, list[Measure]]) -> None:
         }
         if name.startswith("engine"):
             theirs = medians.get(name.replace("engine", "vllm").replace("_drafted", ""))
-            for peer, figures in (("best_of_transformers", best), ("vllm", theirs)):
-                if figures and figures[0] and (peer == "vllm" or ("_4_" not in name and "_of_4" not in name)):
+            llama_cpp = medians.get("llama_cpp") if name in ("engine", "engine_drafted") else None
+            for peer, figures in (("best_of_transformers", best), ("vllm", theirs), ("llama_cpp", llama_cpp)):
+                if (
+                    figures
+                    and figures[0]
+                    and (peer != "best_of_transformers" or ("_4_" not in name and "_of_4" not in name))
+                ):
                     line[f"{peer}_over_this_wall"] = round(figures[0] / wall, 2)
                     line[f"{peer}_over_this_processor"] = round(figures[1] / processor, 2)
         if "_sweep_of_4" in name and (one := medians.get(name.partition("_sweep_of_4")[0])):
@@ -276,17 +287,21 @@ def main() -> None:
         peers |= {name: measured(getattr(theirs, name)) for name in TRANSFORMERS}
     vllm = None
     if args.vllm and Path(args.vllm).exists():
-        vllm = VllmPeer(args, ours.prompts)
+        vllm = ProcessPeer(args, ours.prompts, args.vllm, "engine_vllm.py")
         peers |= {"vllm": vllm.base, "vllm_4_samples": vllm.four_samples, "vllm_sweep_of_4": vllm.sweep_of_four}
         peers["vllm_sweep_of_4_one_by_one"] = vllm.sweep_one_by_one
     else:
         print(f"vLLM is skipped: --vllm={args.vllm or 'PYTHON'} is not a Python with vLLM", file=sys.stderr)
+    llama_cpp = None
+    if args.llama_cpp:
+        llama_cpp = ProcessPeer(args, ours.prompts, args.llama_cpp, "engine_llama_cpp.py")
+        peers["llama_cpp"] = llama_cpp.base
     seen: dict[str, list[Measure]] = {name: [] for name in peers if not only or name in only}
     for _ in range(args.rounds):
         for name, rows in seen.items():
             rows.append(peers[name]())
-    if vllm is not None:
-        vllm.close()
+    for process in filter(None, (vllm, llama_cpp)):
+        process.close()
     report(seen)
     if theirs is not None and theirs.greedy and ours.greedy:
         same = sum(ours.greedy[index] == tokens for index, tokens in theirs.greedy.items())

@@ -281,9 +281,9 @@ CHECKS: dict[str, tuple[str, list[str], list[str]]] = {
 def checked(name: str, folder: Path) -> str:
     """Compile and run ``check_kernels.cpp``, and return the hash of all results."""
     compiler, flags, emulator = CHECKS[name]
-    for program in (compiler, *emulator):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
+    for needed in (compiler, *emulator):
+        if shutil.which(needed) is None:
+            pytest.skip(f"needs {needed}")
     if not emulator and isinstance(reason := load_kernels(torch.float32, "avx2"), str):
         pytest.skip(reason)
     kernels = Path(build.__file__).parent
