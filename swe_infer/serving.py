@@ -78,16 +78,22 @@ def serve(app: ASGIApp, listener: socket.socket, connections: int = 200) -> None
         timeout_graceful_shutdown=_ENDING_S,
     )
     server = uvicorn.Server(config)
+    ended = threading.Event()  # Thread.is_alive() is wrong once KeyboardInterrupt has interrupted Thread.join()
+
+    def run() -> None:
+        try:
+            server.run([listener])
+        finally:
+            ended.set()
+
     # In a thread of its own, uvicorn installs no signal handlers.
-    thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="server", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(1.0)
+        while not ended.wait(1.0):
+            pass
     finally:
         server.should_exit = True
-        thread.join(2 * _ENDING_S)
-        if not thread.is_alive():  # otherwise its event loop still uses the socket
+        if ended.wait(2 * _ENDING_S):  # otherwise its event loop still uses the socket
             listener.close()
 
 

@@ -456,6 +456,34 @@ def test_requests_are_refused_without_a_known_host_or_the_token(tmp_path: Path) 
         assert page.get("/")[0] == 401
 
 
+SLOW = """
+import time
+from swe_infer.serving import listening, serve
+
+async def app(scope, receive, send):
+    print("asked", flush=True)
+    time.sleep(3)  # longer than the end waits
+
+listener = listening("127.0.0.1", 0)
+print(listener.getsockname()[1], flush=True)
+try:
+    serve(app, listener)
+except KeyboardInterrupt:
+    time.sleep(3)  # what the server's thread still does is seen
+"""
+
+
+def test_a_server_that_is_busy_at_its_end_fails_in_no_thread() -> None:
+    process = commands.start("-c", SLOW, cwd=Path.cwd(), env=os.environ)
+    connection = http.client.HTTPConnection("127.0.0.1", int(process.stdout.readline()), timeout=TIMEOUT_S)
+    connection.request("GET", "/")
+    assert process.stdout.readline() == "asked\n"
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(TIMEOUT_S)
+    connection.close()
+    assert "Exception in thread" not in errors, errors
+
+
 def test_a_bad_folder_port_or_token_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
