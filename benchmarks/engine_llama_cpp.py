@@ -3,8 +3,8 @@
     PYTHON benchmarks/engine_llama_cpp.py MODEL_DIR THREADS
 
 Converts a Llama to GGUF in float16 in a temporary file. Reads one JSON line per task from standard input
-(``prompts``: token ids, ``new``), decodes greedily, and prints one line: wall seconds, CPU seconds, output tokens. Prompts are
-prefilled one by one; all sequences decode in one batch.
+(``prompts``: token ids, ``new``), decodes greedily, and prints one line: wall seconds, CPU seconds, output tokens.
+Prompts are prefilled one by one; all sequences decode in one batch.
 """
 
 from __future__ import annotations

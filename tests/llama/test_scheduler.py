@@ -91,9 +91,9 @@ def test_every_sequence_ends_and_no_block_is_lost_or_allocated_twice(
             assert len(running.blocks) == -(-running.computed // SIZE)
             assert len(set(running.blocks)) == len(running.blocks)
         memory.run(chunks)
-        allocation_ids = Counter(block for s in scheduler.running for block in s.blocks)
-        assert len(allocation_ids) == pool.used
-        assert 0 not in allocation_ids
+        owners = Counter(block for s in scheduler.running for block in s.blocks)
+        assert len(owners) == pool.used
+        assert 0 not in owners
         for chunk in [c for c in chunks if c.completes]:
             if chunk.sequence.append(9) is not None:
                 scheduler.finish_sequence(chunk.sequence)
