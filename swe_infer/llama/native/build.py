@@ -75,7 +75,9 @@ def library(bfloat16: bool, limit: str = "amx") -> ctypes.CDLL:
     if limit == "off":
         raise Unavailable(f"turned off by {_VARIABLE}=off")
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
-        raise Unavailable(f"there are kernels for Linux on x86-64 and ARM, not for {platform.system()}")
+        raise Unavailable(
+            f"there are kernels for Linux on x86-64 and ARM, not for {platform.system()} on {platform.machine()}"
+        )
     if platform.machine() == "aarch64":
         if bfloat16:
             raise Unavailable("there are no kernels in bfloat16 for ARM")

@@ -105,7 +105,7 @@ private:
                 sums[r][j] = zero_init || APART ? Part{} : load_part(to + r * c_row + j * LANES);
         for (int i = 0; i < chunks; i++)
             for (int depth = 0; depth < Layout::DEPTH; depth += Layout::GRAIN) {
-                const T* line = b[i] + half * second + Layout::offset_of(depth, 0);
+                const T* line = b[i] + half * second + depth * WIDTH;
                 for (int j = 0; j < COLUMNS; j++) __builtin_prefetch(line + j * second + 4 * Layout::TILE);
                 for (int step = 0; step < STEPS; step++)  // one converted line at a time leaves registers for sums
                     for (int r = 0; r < ROWS; r++)
