@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -95,6 +96,12 @@ def serve(app: ASGIApp, listener: socket.socket, connections: int = 200) -> None
         server.should_exit = True
         if ended.wait(2 * _ENDING_S):  # otherwise its event loop still uses the socket
             listener.close()
+
+
+def allow_connections() -> None:
+    """Raises the limit of open files, which connections count as, to the most that this user may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def is_loopback(host: str) -> bool:

@@ -165,6 +165,8 @@ class BudgetClient:
         token = budget_token()
         self._name = f"{key}={address.server}/{address.name}"
         self._path = address.name
+        self.calls = 0
+        """Calls that were sent."""
         self._contact = _CONTACTS.setdefault(address.server, _Contact())
         try:
             self._http = httpx2.Client(
@@ -199,6 +201,7 @@ class BudgetClient:
         """
         contact = self._contact
         if not at_once or contact.silent_since is None or time.monotonic() - contact.tried_at >= _PAUSE_S:
+            self.calls += 1
             try:
                 result = read(self._reply(f"/{kind}/{self._path}/{method}", arguments, timeout_s))
             except Unreachable as error:
@@ -303,6 +306,15 @@ def _indexes(count: int) -> Callable[[Any], list[int]]:
     return read
 
 
+def _until_reply(call: Callable[[], _T]) -> _T:
+    """Makes a call that has to succeed, and that is safe to repeat. It blocks for a minute if there is no reply."""
+    while True:
+        try:
+            return call()
+        except Unreachable:
+            time.sleep(_PAUSE_S)
+
+
 class RemoteLedger(CapLedger):
     """A ledger that a server keeps.
 
@@ -343,12 +355,13 @@ class RemoteLedger(CapLedger):
     def reserve(self, usd: Decimal) -> LedgerEntry | Refusal:
         entry = LedgerEntry(new_entry_id(), to_pico(usd))
         answer: Any = False
+        calls = self._client.calls
         try:
             answer = self._call(
                 "reserve", _one_of(True, "wait", "cannot_fit"), id=entry.id, usd=str(from_pico(entry.amount))
             )
         finally:
-            if answer is False:  # it may be reserved
+            if answer is False and self._client.calls > calls:  # it may be reserved
                 self._charged.append((entry.id, "0"))
         return entry if answer is True else answer
 
@@ -405,12 +418,7 @@ class RemoteLedger(CapLedger):
             self._client.close()
 
     def _call_until_reply(self, method: str, read: Callable[[Any], _T], **arguments: Any) -> _T:
-        """A call that has to succeed, and that is safe to repeat. It blocks for a minute if there is no reply."""
-        while True:
-            try:
-                return self._call(method, read, at_once=INTERRUPTS.stopping, **arguments)
-            except Unreachable:
-                time.sleep(_PAUSE_S)
+        return _until_reply(lambda: self._call(method, read, at_once=INTERRUPTS.stopping, **arguments))
 
     def _call(
         self,
@@ -446,7 +454,7 @@ class RemoteRateLimiter:
         self._paused_until = 0.0
         """For the case that the server did not reply when the pause began."""
         try:
-            self._pause(0.0)
+            _until_reply(lambda: self._pause(0.0))
         except BaseException:
             self._client.close()
             raise

@@ -117,7 +117,8 @@ class CapLedger(Protocol):
         """Releases what this run reserved for all batches except ``labels``."""
 
     def record_earlier_spending(self, usd: Decimal) -> None:
-        """Raises what this run has spent to ``usd``, if the ledger has less."""
+        """Raises what this run has spent to ``usd``, if the ledger has less. A run has one process at a time: what
+        earlier ones have reserved is charged first, so that it does not count again when they are found dead."""
 
     def beat(self) -> None:
         """Shows other machines that this process is alive."""
@@ -245,6 +246,9 @@ class Ledger(CapLedger):
 
     def record_earlier_spending(self, usd: Decimal) -> None:
         with self._transaction():
+            for (owner,) in self._db.execute("SELECT DISTINCT owner FROM held WHERE run = ?", (self._run,)):
+                if owner != self._db.owner and not owner.startswith(_BATCH):
+                    self._release(owner)
             known = self._value("SELECT amount FROM spent WHERE run = ?", (self._run,))
             self._spend(self._run, max(0, to_pico(usd) - known))
 

@@ -47,6 +47,8 @@ _LONG_RESET_S = 90.0
 _LOGGED_CHANGE = 0.25
 """A pace is logged again if it has changed by this part."""
 _LOGGED_PAUSE_S = 5.0
+_BLOCKED_S = 0.2
+"""The event loop was blocked if a timer is later than this."""
 
 
 class Halted(SweInferError):
@@ -300,10 +302,13 @@ class Limiter:
 
             def check() -> None:
                 nonlocal timer
+                late_s = loop.time() - timer.when()
                 ahead = min(len(self._answered_at), answered_before + self.peak)
                 due = limit_s + (self._answered_at[ahead - 1] if ahead > answered_before else started)
-                if due <= loop.time():
+                if due <= loop.time() and late_s < _BLOCKED_S:
                     timeout.reschedule(due)
+                elif due <= loop.time():  # the loop was blocked: an answer may be waiting to be read
+                    timer = loop.call_later(late_s, check)
                 else:
                     timer = loop.call_at(due, check)
 

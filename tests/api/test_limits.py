@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+import socket
 import sqlite3
+import time
 from collections import deque
 from pathlib import Path
 
@@ -426,6 +428,28 @@ def test_runs_with_one_key_share_a_quota_through_a_file(tmp_path: Path) -> None:
     assert 0.98 * 20 * 60 <= taken <= 20 * 60 + 10
     for run in runs:
         run.close()
+
+
+def test_an_answer_that_came_while_the_loop_was_blocked_is_read() -> None:
+    async def scenario() -> None:
+        here, there = socket.socketpair()
+        with there:
+            reader, writer = await asyncio.open_connection(sock=here)
+            limiter = Limiter(Limits(), 8)
+
+            def block() -> None:
+                there.send(b"an answer")
+                time.sleep(1.0)
+
+            asyncio.get_running_loop().call_soon(block)
+            async with limiter.time_limit(0.5):
+                assert await reader.read(100) == b"an answer"
+            with pytest.raises(TimeoutError):
+                async with limiter.time_limit(0.1):
+                    await reader.read(100)
+            writer.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_clock_that_is_set_back_does_not_stop_the_runs(tmp_path: Path) -> None:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from swe_infer.api.budget_client import BudgetAddress, BudgetClient, RemoteLedger, RemoteRateLimiter
-from swe_infer.api.ledger import Ledger, LedgerEntry
+from swe_infer.api.budget_client import (
+    BudgetAddress,
+    BudgetClient,
+    RemoteLedger,
+    RemoteRateLimiter,
+    Unreachable,
+    check_budget_server,
+)
+from swe_infer.api.ledger import Ledger, LedgerEntry, Remaining
+from swe_infer.api.limits import Limits
 from swe_infer.errors import ConfigError, StoreError
 from tests.support import commands
 from tests.support.api_server import ApiServer
@@ -164,10 +176,115 @@ def test_a_rate_is_shared(tmp_path: Path) -> None:
             limiter.close()
 
 
-@pytest.mark.parametrize("address", ["http://h:1", "http://h:1/a/b", "http://u:p@h/a", "http:///a", "http://h/.a"])
+def test_a_run_that_is_resumed_counts_once(tmp_path: Path) -> None:
+    with budget_server(tmp_path) as (_, address):
+        first = RemoteLedger(f"{address}/one", Decimal(10), "run", "budget.ledger")
+        paid, in_flight = first.reserve(Decimal(3)), first.reserve(Decimal(2))
+        assert isinstance(paid, LedgerEntry)
+        assert isinstance(in_flight, LedgerEntry)
+        assert first.reserve_batch("batch", [Decimal("0.5")]) == [0]
+        first.charge_later(paid, Decimal(1))  # its record is written, and the process is killed
+        again = RemoteLedger(f"{address}/one", Decimal(10), "run", "budget.ledger")
+        again.record_earlier_spending(Decimal(1))
+        assert again.remaining() == Remaining(Decimal("4.5"), Decimal(5))
+        first.close()
+        again.close()
+
+
+def test_clients_of_a_server_that_was_stopped_are_alive(tmp_path: Path) -> None:
+    with budget_server(tmp_path) as (_, address):
+        living = RemoteLedger(f"{address}/one", Decimal(10), "living", "budget.ledger")
+        entry = living.reserve(Decimal(4))
+        assert isinstance(entry, LedgerEntry)
+        port = int(address.rpartition(":")[2])
+    with sqlite3.connect(tmp_path / "one.ledger.sqlite") as database:
+        database.execute("UPDATE owners SET beat = beat - 1000")
+    with budget_server(tmp_path, port):
+        other = RemoteLedger(f"{address}/one", Decimal(10), "other", "budget.ledger")
+        assert other.remaining() == Remaining(Decimal(6), Decimal(10))
+        for ledger in (living, other):
+            ledger.close()
+
+
+def test_a_server_that_is_stopped_delays_the_event_loop_by_one_call_a_second(tmp_path: Path) -> None:
+    with budget_server(tmp_path) as (server, address):
+        ledgers = [RemoteLedger(f"{address}/one", Decimal(10), f"run{n}", "budget.ledger") for n in range(3)]
+        limiter = RemoteRateLimiter(f"{address}/key", "runner.limits.shared")
+        server.send_signal(signal.SIGSTOP)
+        clients = [each._client for each in (limiter, *ledgers)]
+        before = sum(client.calls for client in clients)
+        for _ in range(100):
+            for ledger in ledgers:
+                with pytest.raises(Unreachable, match="no reply"):
+                    ledger.reserve(Decimal(1))
+            assert limiter.acquire((1, 0, 0), (1.0, None, None)) > 0
+        assert 1 <= sum(client.calls for client in clients) - before < 100
+        server.send_signal(signal.SIGCONT)
+        while limiter.acquire((1, 0, 0), (None, None, None)) != 0:
+            time.sleep(0.1)
+        assert ledgers[0].remaining() == Remaining(Decimal(10), Decimal(10))  # all are released, late ones too
+        for each in (limiter, *ledgers):
+            each.close()
+
+
+@pytest.mark.parametrize(
+    "result", ["null", "[1]", '["NaN", "NaN"]', "1e999", '"wait"', '"swe-infer-budget"', "endless"]
+)
+def test_other_servers_are_refused(result: str) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"result": ')
+            with suppress(OSError):
+                while result == "endless":
+                    self.wfile.write(b" ")
+                    time.sleep(0.1)
+                self.wfile.write(result.encode() + b"}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/one"
+
+        def ledger() -> RemoteLedger:
+            return RemoteLedger(address, Decimal(1), "run", "budget.ledger")
+
+        uses: list[Callable[[], object]] = [
+            lambda: ledger().remaining(),
+            lambda: ledger().reserve_batch("batch", [Decimal(1)]),
+            lambda: RemoteRateLimiter(address, "runner.limits.shared").acquire((1, 0, 0), (1.0, None, None)),
+        ]
+        if result != '"swe-infer-budget"':
+            uses.append(lambda: check_budget_server(address, "budget.ledger"))
+        for use in uses:
+            with pytest.raises(StoreError, match=r"not a swe-infer-budget server|no complete reply"):
+                use()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("token", ["pässwörd", "two words", "line\nbreak"])
+def test_a_token_that_no_header_can_contain_is_refused(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWE_INFER_BUDGET_TOKEN", token)
+    with pytest.raises(ConfigError, match="SWE_INFER_BUDGET_TOKEN") as raised:
+        check_budget_server("http://127.0.0.1:1/one", "budget.ledger")
+    assert token not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://h:99999/a", "http://h:x/a", "http://[h/a", "ftp://h/a", "http://h:1", "http://h:1/a/b",
+        "http://u:secret@h/a", "http:///a", "http://h/.a",
+    ],
+)  # fmt: skip
 def test_addresses_name_a_server_and_a_ledger(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"http://HOST:8787/NAME"):
-        BudgetAddress.parse(address, "budget.ledger")
+    with pytest.raises(ConfigError, match=r"http://HOST:8787/NAME") as raised:
+        Limits(shared=address)
+    assert "secret" not in str(raised.value)
 
 
 def test_what_others_send_is_refused(tmp_path: Path) -> None:
