@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 _MEMORY_BYTES = 64_000_000
 """Maximum size of a batch, which is in memory twice during submission."""
 
+_LONGEST_ID = 100
+"""Characters of an unknown custom id that are compared."""
+
 _COUNTS_AT_ONCE = 8
 _READ_TOGETHER = 1 << 10
 """Samples of a prompt in one group."""
@@ -473,7 +476,7 @@ class Batches:
             if status.state == "lost":
                 raise SubmissionLost(str(status.error))
             if status.state != "failed":
-                await self._collect(batch, on_outcome)
+                await self._collect(batch, status, on_outcome)
                 return
         except SubmissionLost as why:
             self._lose(batch, why, on_outcome)
@@ -531,37 +534,56 @@ class Batches:
             await asyncio.sleep(wait_s)
             wait_s = min(self._settings.max_poll_s, wait_s * 1.5)
 
-    async def _collect(self, batch: Batch, on_outcome: OnOutcome) -> None:
+    async def _collect(self, batch: Batch, status: BatchStatus, on_outcome: OnOutcome) -> None:
         """Reports every result of an ended batch. Requests without a result go into a later one.
 
         Raises:
             ProviderFatal: no request of this run can succeed. Other results were reported.
-            _StatusUnknown: results cannot be read. Other results were reported.
+            _StatusUnknown: results cannot be read, or are fewer than ``status`` states. The answers that could be
+                read were reported.
         """
         assert batch.id is not None
         left = dict(batch.items)
-        retried: list[Item] = []
-        fatal: ProviderFatal | None = None
-        strange = 0
+        errors: dict[str, RequestError] = {}  # settled last: the answer to the same request may follow
+        strange: dict[str, bool] = {}  # unknown ids, at most as many as requests: whether the result is an answer
 
         async def read() -> None:
-            nonlocal fatal, strange
-            strange = 0
             results: AsyncGenerator[tuple[str, Answer | RequestError], None]
             results = self._provider.results(batch.id or "", timeout_s=self._provider.timeout_s)
             async with aclosing(results):
                 async for custom_id, result in results:
-                    item = left.pop(custom_id, None)
-                    if item is None:
-                        strange += custom_id not in batch.items
-                    elif isinstance(result, ProviderFatal):
-                        fatal = result
-                    elif item.key in self._wanted and not self._settle(batch, item, result, on_outcome):
-                        retried.append(item)
+                    if custom_id not in batch.items:
+                        if len(strange) < len(batch.items):
+                            strange[custom_id[:_LONGEST_ID]] = isinstance(result, Answer)
+                    elif custom_id not in left:
+                        continue
+                    elif isinstance(result, Answer):
+                        item = left.pop(custom_id)
+                        errors.pop(custom_id, None)
+                        if item.key in self._wanted:
+                            self._settle(batch, item, result, on_outcome)
+                    else:
+                        errors[custom_id] = result
+            found = len(batch.items) - len(left) + len(errors) + len(strange)
+            stated = len(batch.items) if status.done is None else status.done
+            if found < stated:
+                raise TransientError(f"{batch.id} has {stated} results, and {found} can be read", status=200)
 
         await self._with_retries(read)
         if strange:
-            logger.warning("batch %s has results with unknown ids: %d", batch.label, strange)
+            logger.warning("batch %s has results with unknown ids: %d", batch.label, len(strange))
+        fatal: ProviderFatal | None = None
+        retried: list[Item] = []
+        for custom_id, error in errors.items():
+            item = left.pop(custom_id)
+            if isinstance(error, ProviderFatal):
+                fatal = error
+            elif item.key in self._wanted and not self._settle(batch, item, error, on_outcome):
+                retried.append(item)
+        dearest = sorted(left.values(), key=self._reserved, reverse=True)
+        for item in dearest[: sum(strange.values())]:  # one of them may have been billed for such an answer
+            if item.key in self._wanted:
+                self._charge_unknown(batch, item)
         self._retry_items([*retried, *left.values()], on_outcome)
         self._journal.record_closed(batch, "collected")
         self._budget.release_other_batches(self._journal.open)

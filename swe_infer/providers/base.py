@@ -259,13 +259,13 @@ class BatchStatus:
         state: ``ended``: results, perhaps not for all requests; ``failed``: refused as a whole; ``lost``: the vendor
             does not know the id any more, and the requests may have been billed.
         total: requests in the batch; 0 if the vendor has not counted them yet.
-        done: requests with an answer.
+        done: requests with an answer; None: all have a result, by a vendor without counts.
         error: why it failed; ``RateLimited`` if it may be submitted again later.
     """
 
     state: Literal["running", "ended", "failed", "lost"]
     total: int
-    done: int
+    done: int | None
     error: RequestError | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -11,9 +12,11 @@ from typing import Any, ClassVar, Literal
 
 from swe_infer.errors import InvalidRequest, RequestError, TransientError
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
-from swe_infer.providers.faults import classify
+from swe_infer.providers.faults import classify, one_line
 from swe_infer.providers.wire import WireProvider, named
 from swe_infer.types import ApiModel, Decoding, Request
+
+logger = logging.getLogger(__name__)
 
 LABEL = "swe_infer"
 """The key of the label in a batch's metadata."""
@@ -37,10 +40,13 @@ class FileBatches(ABC):
     max_batch_bytes: int
     id_key: ClassVar[str] = "custom_id"
     """The key of the custom id in the lines of all files."""
+    running_states: ClassVar[tuple[str, ...]]
+    """The states of a batch that has not ended."""
 
     def __init__(self, provider: WireProvider) -> None:
         self._provider = provider
         self.name, self.address, self.timeout_s = provider.name, provider.address, provider.timeout_s
+        self._warned_of_state = False
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:  # noqa: B027 - most vendors accept all requests
         """Raises ConfigError if the requests of a run, or its address, cannot be sent in batches."""
@@ -74,6 +80,8 @@ class FileBatches(ABC):
         provider, where = self._provider, self._provider._where(custom_id)
         response, error = entry.get("response"), entry.get("error")
         if not isinstance(response, dict):
+            if not error:
+                return self._without_response(where)
             return provider.as_answer(self._error_without_response(error, where))
         headers = {"x-request-id": named(response.get("request_id")) or ""}
         status, body = response.get("status_code"), response.get("body")
@@ -141,6 +149,10 @@ class FileBatches(ABC):
         )
         return self._provider._id(uploaded, "files")
 
+    def _without_response(self, where: str) -> TransientError:
+        """The error for a line with neither a response nor an error. It may be billed."""
+        return self._provider._unreadable("without a response and an error", where, {})
+
     def _missing_answers(self, batch_id: str) -> TransientError:
         """The error for a batch with answers whose file is not stated. They may be billed."""
         return self._provider._unreadable("without the file of its results", self._provider._where(batch_id), {})
@@ -150,6 +162,17 @@ class FileBatches(ABC):
         if not isinstance(state, str) or not state:
             raise self._provider._unreadable("without a status", self._provider._where(batch_id), {})
         return state
+
+    def _unended(self, batch_id: str, state: str, stated_end: object, total: int = 0, done: int = 0) -> BatchStatus:
+        """The status of a batch that is in none of the final states that are known. In an unknown state it has ended
+        if it states when (``stated_end``)."""
+        if state in self.running_states:
+            return BatchStatus("running", total, done)
+        if not self._warned_of_state:
+            self._warned_of_state = True
+            what = "it is collected" if stated_end else "it is polled until its state is a known one"
+            logger.warning("batch %s has the unknown state %s; %s", batch_id, one_line(state), what)
+        return BatchStatus("ended" if stated_end else "running", total, done)
 
 
 def file_name(label: str) -> str:

@@ -57,6 +57,7 @@ class GeminiBatches(FileBatches):
     """Google states no limit."""
     max_batch_bytes = 2_000_000_000
     id_key = "key"
+    running_states = ("UNSPECIFIED", "QUEUED", "PENDING", "RUNNING", "UPDATING", "PAUSED", "CANCELLING")
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         if not _ADDRESS.fullmatch(self.address):
@@ -105,7 +106,7 @@ class GeminiBatches(FileBatches):
         with self._provider._shape_errors(batch_id):
             facts = job.get("metadata") or {}
             total, done = _counts(facts)
-        match self._short_state(batch_id, facts):
+        match state := self._short_state(batch_id, facts):
             case "SUCCEEDED" | "PARTIALLY_SUCCEEDED" | "CANCELLED" | "EXPIRED":
                 return BatchStatus("ended", total, done)
             case "FAILED" if done or _answer_file(job):
@@ -113,7 +114,7 @@ class GeminiBatches(FileBatches):
             case "FAILED":
                 return BatchStatus("failed", total, done, self._google_error(job.get("error"), batch_id))
             case _:
-                return BatchStatus("running", total, done)
+                return self._unended(batch_id, state, job.get("done"), total, done)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._google("POST", self._url(f"{batch_id}:cancel"), timeout_s, describes_failures=True)
@@ -135,13 +136,15 @@ class GeminiBatches(FileBatches):
     def _result(self, custom_id: str, entry: Mapping[str, Any]) -> Answer | RequestError:
         provider, response = self._provider, entry.get("response")
         if not isinstance(response, dict):
-            return provider.as_answer(self._google_error(entry.get("error"), custom_id))
+            if not (error := entry.get("error")):
+                return self._without_response(provider._where(custom_id))
+            return provider.as_answer(self._google_error(error, custom_id))
         try:
             with provider._shape_errors(custom_id):
                 chat = _chat_body(response)
             return provider.parse_answer(chat, None, provider._where(custom_id), {})
-        except RequestError as error:
-            return error
+        except RequestError as unreadable:
+            return unreadable
 
     # Google's endpoints.
 

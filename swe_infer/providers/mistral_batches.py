@@ -23,6 +23,7 @@ class MistralBatches(FileBatches):
 
     max_batch_requests = 100_000
     max_batch_bytes = 512_000_000
+    running_states = ("QUEUED", "RUNNING", "CANCELLATION_REQUESTED")
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
         body = self._provider.body(request, model)
@@ -63,7 +64,7 @@ class MistralBatches(FileBatches):
         if state in _ENDED or (state == "FAILED" and (done or any(map(job.get, _FILES)))):
             return BatchStatus("ended", total, done)
         if state != "FAILED":
-            return BatchStatus("running", total, done)
+            return self._unended(batch_id, state, job.get("completed_at"), total, done)
         with self._provider._shape_errors(batch_id):
             causes = job.get("errors") or [{}]
             error = self._error_without_response(causes[0].get("message"), self._provider._where(batch_id))

@@ -12,7 +12,8 @@ from swe_infer.providers.file_batches import GRACE_S, LABEL, FileBatches, json_l
 from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, whole_number
 from swe_infer.types import ApiModel, Request
 
-_STATES = {"completed": "ended", "expired": "ended", "cancelled": "ended", "failed": "failed"}
+_FILES = ("output_file_id", "error_file_id")
+_ENDED = ("completed", "expired", "cancelled")
 
 
 class OpenAIBatches(FileBatches):
@@ -24,6 +25,7 @@ class OpenAIBatches(FileBatches):
 
     max_batch_requests = 50_000
     max_batch_bytes = 200_000_000
+    running_states = ("validating", "in_progress", "finalizing", "cancelling")
 
     def __init__(self, provider: WireProvider, endpoint: str = "/v1/chat/completions") -> None:
         super().__init__(provider)
@@ -66,25 +68,31 @@ class OpenAIBatches(FileBatches):
         batch = await self._call("GET", f"/batches/{batch_id}", timeout_s)
         with provider._shape_errors(batch_id):
             total, done = _counts(batch)
-            error = None
-            if batch.get("status") == "failed":
-                causes = (batch.get("errors") or {}).get("data") or [{}]
-                where = provider._where(batch_id)
-                error = classify(None, {"error": causes[0]}, {}, where=where, secret=provider._key())
-            state: Any = _STATES.get(str(batch.get("status")), "running")
-            return BatchStatus(state, total, done, error)
+            state = self._state(batch_id, batch.get("status"))
+            if state in _ENDED or (state == "failed" and (done or any(map(batch.get, _FILES)))):
+                return BatchStatus("ended", total, done)
+            if state != "failed":
+                return self._unended(batch_id, state, batch.get("completed_at"), total, done)
+            causes = (batch.get("errors") or {}).get("data") or [{}]
+            where = provider._where(batch_id)
+            error = classify(None, {"error": causes[0]}, {}, where=where, secret=provider._key())
+            return BatchStatus("failed", total, done, error)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._call("POST", f"/batches/{batch_id}/cancel", timeout_s)
 
     async def _result_files(self, batch_id: str, timeout_s: float) -> Sequence[str]:
         batch = await self._call("GET", f"/batches/{batch_id}", timeout_s)
-        ids = [batch[key] for key in ("output_file_id", "error_file_id") if batch.get(key)]
+        with self._provider._shape_errors(batch_id):
+            has_answers = _counts(batch)[1] > 0
+        ids = [batch[key] for key in _FILES if batch.get(key)]
+        if (has_answers and not batch.get("output_file_id")) or (batch.get("status") == "completed" and not ids):
+            raise self._missing_answers(batch_id)
         return [f"/files/{self._provider._id({'id': file_id}, batch_id)}/content" for file_id in ids]
 
     def _error_without_response(self, error: Any, where: str) -> RequestError:
         """OpenAI states no response if a request was not executed, such as ``batch_expired``."""
-        words = [named(error.get(key)) for key in ("code", "message")] if isinstance(error, dict) else ["no answer"]
+        words = [named(error.get(key)) for key in ("code", "message")] if isinstance(error, dict) else [error]
         return TransientError(one_line(f"{where}: {': '.join(map(str, words))}", self._provider._key()))
 
 

@@ -31,6 +31,7 @@ class TogetherBatches(FileBatches):
 
     max_batch_requests = 50_000
     max_batch_bytes = 100_000_000
+    running_states = ("VALIDATING", "IN_PROGRESS")
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
         return json_line({"custom_id": custom_id, "body": self._provider.body(request, model)})
@@ -68,9 +69,10 @@ class TogetherBatches(FileBatches):
         job = await self._call("GET", f"{_PATH}/{batch_id}", timeout_s, describes_failures=True)
         state = self._state(batch_id, job.get("status"))
         if state in _ENDED or (state == "FAILED" and (job.get("progress") or any(map(job.get, _FILES)))):
-            return BatchStatus("ended", 0, 0)
+            is_whole = state == "COMPLETED" and job.get("progress") in (None, 100)
+            return BatchStatus("ended", 0, None if is_whole else 0)
         if state != "FAILED":
-            return BatchStatus("running", 0, 0)
+            return self._unended(batch_id, state, job.get("completed_at"))
         error = self._error_without_response(job.get("error"), self._provider._where(batch_id))
         return BatchStatus("failed", 0, 0, error)
 

@@ -439,14 +439,69 @@ def test_without_a_batch_list_known_batches_are_collected_and_nothing_is_paid_tw
 def test_truncated_results_cause_no_second_batch(vendor: str, tmp_path: Path) -> None:
     """What can be read of them is kept; what cannot may be paid for, and stays with its batch."""
     with ApiServer() as server:
-        server.batches.torn = True
+        server.batches.rewrite = lambda content: content[content.index(b"\n") // 2 :]
         outcomes = Outcomes()
         with pytest.raises(ProviderFatal, match=r"may be billed .* lines of the results cannot be read"):
             runner(server.url, vendor, tmp_path).generate(requests(5), outcomes, threading.Event())
         assert len(outcomes) == 4
         assert len(server.batches.submitted()) == 1
-        server.batches.torn = False
+        server.batches.rewrite = bytes
         again = runner(server.url, vendor, tmp_path)
         again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: key in outcomes.by_key))
         assert len(run(again, requests(5))) == 1
         assert len(server.batches.submitted()) == 1
+
+
+def errors_around(content: bytes) -> bytes:
+    """An error before and after each result, with the same id."""
+    lines = []
+    for line in content.splitlines():
+        entry = json.loads(line)
+        ids = {key: entry[key] for key in ("custom_id", "key") if key in entry}
+        error = {"code": 500, "message": "an internal error", "type": "api_error"}
+        failed = {**ids, "error": error, "result": {"type": "errored", "error": {"error": error}}}
+        lines += [json.dumps(failed).encode(), line, json.dumps(failed).encode()]
+    return b"\n".join(lines)
+
+
+@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+def test_an_answer_counts_beside_errors_with_the_same_id(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.rewrite = errors_around
+        outcomes = run(runner(server.url, vendor, tmp_path), requests(4))
+        assert [type(outcome) for outcome in outcomes.values()] == [Completion] * 4
+        assert len(server.batches.submitted()) == 1
+
+
+@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+def test_results_that_are_fewer_than_the_vendor_counts_cause_no_second_batch(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.rewrite = lambda content: content[: content.rindex(b"\n", 0, -1) + 1]
+        outcomes = Outcomes()
+        with pytest.raises(ProviderFatal, match=r"has 5 results, and 4 can be read"):
+            runner(server.url, vendor, tmp_path).generate(requests(5), outcomes, threading.Event())
+        assert len(outcomes) == 4
+        server.batches.rewrite = bytes
+        again = runner(server.url, vendor, tmp_path)
+        again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: key in outcomes.by_key))
+        assert len(run(again, requests(5))) == 1
+        assert len(server.batches.submitted()) == 1
+
+
+@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+def test_answers_that_cannot_be_used_count_as_possibly_billed(vendor: str, tmp_path: Path) -> None:
+    """The first batch has an answer with an unknown id, and a line without a response and an error."""
+
+    def spoilt(content: bytes) -> bytes:
+        first, second, *rest = content.splitlines()
+        server.batches.rewrite = bytes
+        empty = {key: value for key, value in json.loads(second).items() if key in ("custom_id", "key")}
+        result = {"type": "succeeded", "message": None}
+        return b"\n".join([first.replace(b"swe-", b"ews-"), json.dumps({**empty, "result": result}).encode(), *rest])
+
+    with ApiServer() as server:
+        server.batches.rewrite = spoilt
+        outcomes = run(runner(server.url, vendor, tmp_path, cap="1"), requests(4))
+        answers = [outcome for outcome in outcomes.values() if isinstance(outcome, Completion)]
+        assert sorted(answer.attempts for answer in answers) == [1, 1, 2, 2]
+        assert all(("possibly_billed_usd" in answer.details) == (answer.attempts == 2) for answer in answers)

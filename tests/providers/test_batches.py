@@ -90,7 +90,7 @@ def whole_life(name: str, server: ApiServer, count: int = 4) -> tuple[BatchStatu
 @named
 def test_every_item_is_answered_under_its_own_id(server: ApiServer, name: str) -> None:
     status, results = whole_life(name, server, count=30)
-    assert status == (BatchStatus("ended", 0, 0) if name in COUNTLESS else BatchStatus("ended", 30, 30))
+    assert status == (BatchStatus("ended", 0, None) if name in COUNTLESS else BatchStatus("ended", 30, 30))
     exchanges = {exchange.custom_id: exchange for exchange in server.log.answers()}
     assert set(results) == set(exchanges) == {f"run-a-{number}" for number in range(30)}
     for custom_id, result in results.items():
@@ -438,6 +438,10 @@ def test_a_line_that_names_no_request_costs_no_other_line(name: str) -> None:
 
 
 JOBS: list[tuple[str, dict[str, Any], bool]] = [
+    ("openai", {"status": "completed"}, False),
+    ("openai", {"status": "expired", "request_counts": {"completed": 2}, "error_file_id": "file-2"}, False),
+    ("openai", {"status": "failed", "request_counts": {"completed": 2}}, False),
+    ("openai", {"status": "cancelled", "request_counts": {"completed": 0}}, True),
     ("mistral", {"status": "SUCCESS"}, False),
     ("mistral", {"status": "CANCELLED", "succeeded_requests": 2, "error_file": "file-2"}, False),
     ("mistral", {"status": "FAILED", "succeeded_requests": 2}, False),
@@ -474,6 +478,33 @@ def test_an_ended_batch_whose_answers_are_missing_stays_open(
     with hostile_server() as server:
         server.bodies["job"] = lambda request: (200, json.dumps(job).encode())
         asyncio.run(life(server.url))
+
+
+@pytest.mark.parametrize("name", ["openai", *FORMS])
+def test_an_unknown_state_is_logged_once_and_ends_with_a_stated_end(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job: dict[str, Any] = {"status": "DRAINING", "metadata": {"state": "BATCH_STATE_DRAINING"}}
+
+    async def life(url: str) -> list[str]:
+        provider = build(name, base_url=f"{url}/job/{'v1beta/openai' if name == 'gemini' else 'v1'}")
+        await provider.open()
+        try:
+            batches = provider.deferred()
+            states: list[str] = [(await batches.status("batches/1", timeout_s=60)).state for _ in range(2)]
+            job.update(completed_at=1, done=True)
+            states.append((await batches.status("batches/1", timeout_s=60)).state)
+            job.update(status="", metadata={})
+            with pytest.raises(TransientError, match="without a status"):
+                await batches.status("batches/1", timeout_s=60)
+            return states
+        finally:
+            await provider.close()
+
+    with hostile_server() as server:
+        server.bodies["job"] = lambda request: (200, json.dumps(job).encode())
+        assert asyncio.run(life(server.url)) == ["running", "running", "ended"]
+    assert caplog.text.count("has the unknown state DRAINING") == 1
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemini"])

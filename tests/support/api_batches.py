@@ -84,8 +84,8 @@ class BatchDesk:
         """The HTTP status of the response to a list request; None: the list."""
         self.answer_headers: dict[str, str] = {}
         """Headers of the current response."""
-        self.torn = False
-        """While set, the first line of a file of results is truncated."""
+        self.rewrite: Callable[[bytes], bytes] = bytes
+        """Changes the content of each file of results before it is sent."""
         self.held = False
         """While set, no batch ends."""
         self.expire_next_after: int | None = None
@@ -149,7 +149,7 @@ class BatchDesk:
                 return 200, _page([_file_object(f) for f in reversed(files)], request, "after")
             case _, [file_id, *tail] if file_id in self._files:
                 if tail == ["content"]:
-                    return 200, self._shown(self._files[file_id]["content"])
+                    return 200, self.rewrite(self._files[file_id]["content"])
                 if request.method == "DELETE":
                     del self._files[file_id]
                     return 200, {"id": file_id, "object": "file", "deleted": True}
@@ -261,7 +261,7 @@ class BatchDesk:
             case "POST", "/upload", ["files"], "":
                 return self._gemini_upload(request)
             case "GET", "/download", ["files", _], "download" if name in self._files:
-                return 200, self._shown(self._files[name]["content"])
+                return 200, self.rewrite(self._files[name]["content"])
             case "POST", "", ["models", model], "batchGenerateContent":
                 order = json.loads(request.body)["batch"]
                 metadata = {"displayName": order["displayName"]}
@@ -410,16 +410,12 @@ class BatchDesk:
                 if tail == ["results"]:
                     if batch.ended_at is None:
                         return 404, _anthropic_error("results are not available yet", "not_found_error")
-                    return 200, self._shown(b"".join(json.dumps(line).encode() + b"\n" for line in batch.results))
+                    return 200, self.rewrite(b"".join(json.dumps(line).encode() + b"\n" for line in batch.results))
                 if tail == ["cancel"]:
                     self._cancel(batch, "canceling")
                 return 200, _anthropic_batch(batch, base)
             case _:
                 return 404, _anthropic_error("batch not found", "not_found_error")
-
-    def _shown(self, content: bytes) -> bytes:
-        first, _, rest = content.partition(b"\n")
-        return first[: len(first) // 2] + b"\n" + rest if self.torn else content
 
     def _cancel(self, batch: _Batch, status: str) -> None:
         if batch.ended_at is None:
@@ -466,7 +462,7 @@ class BatchDesk:
             good = [line for line in results if line["response"] and line["response"]["status_code"] == 200]
             bad = [line for line in results if line not in good] if len(good) < len(results) else []
             for name, lines in (("output_file_id", good), ("error_file_id", bad)):
-                if lines:
+                if lines or (not results and name == "output_file_id" and not batch.cancelled.is_set()):
                     content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
                     setattr(batch, name, self._store_file(content, "batch_output")["id"])
         batch.ended_at = time.time()
