@@ -242,9 +242,9 @@ class BudgetClient:
         raise StoreError(f"{self._name}: {said or _OTHER_SERVER}")
 
     @property
-    def may_return(self) -> bool:
-        """Whether a server that does not reply may do so later."""
-        return self._contact.may_return
+    def is_silent(self) -> bool:
+        """Whether the last call had no reply. Its log line was written."""
+        return self._contact.silent_since is not None
 
     def close(self) -> None:
         self._http.close()
@@ -413,7 +413,7 @@ class RemoteLedger(CapLedger):
         try:
             self._call_until_reply("close", _nothing)
         except StoreError as error:
-            logger.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
+            logger.log(logging.DEBUG if self._client.is_silent else logging.WARNING, "%s", error)
         finally:
             self._client.close()
 

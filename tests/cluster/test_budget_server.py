@@ -211,7 +211,7 @@ def test_a_server_that_is_stopped_delays_the_event_loop_by_one_call_a_second(tmp
         ledgers = [RemoteLedger(f"{address}/one", Decimal(10), f"run{n}", "budget.ledger") for n in range(3)]
         limiter = RemoteRateLimiter(f"{address}/key", "runner.limits.shared")
         server.send_signal(signal.SIGSTOP)
-        clients = [each._client for each in (limiter, *ledgers)]
+        clients = [limiter._client, *(ledger._client for ledger in ledgers)]
         before = sum(client.calls for client in clients)
         for _ in range(100):
             for ledger in ledgers:
@@ -223,8 +223,9 @@ def test_a_server_that_is_stopped_delays_the_event_loop_by_one_call_a_second(tmp
         while limiter.acquire((1, 0, 0), (None, None, None)) != 0:
             time.sleep(0.1)
         assert ledgers[0].remaining() == Remaining(Decimal(10), Decimal(10))  # all are released, late ones too
-        for each in (limiter, *ledgers):
-            each.close()
+        limiter.close()
+        for ledger in ledgers:
+            ledger.close()
 
 
 @pytest.mark.parametrize(
