@@ -81,7 +81,9 @@ class BatchSettings:
 
     unknown: Annotated[
         Literal["wait", "again"],
-        Option("For a batch whose state cannot be determined: wait, or submit its requests again.", "speed"),
+        Option(
+            "For a batch of an earlier command whose state is unknown: wait, or submit its requests again.", "speed"
+        ),
     ] = "wait"
 
     def __post_init__(self) -> None:
@@ -145,6 +147,8 @@ class Batches:
         self._retry = retry
         self._settings = settings
         self._journal = journal
+        self._inherited = frozenset(journal.open)
+        """Labels of the batches that an earlier process planned."""
         self._cached = cached
         self._keep = keep
         self._over_budget = over_budget
@@ -468,7 +472,7 @@ class Batches:
                 found = await self._locate(batch)
                 if found is None:
                     logger.info("batch %s was never accepted; its requests are submitted again", batch.label)
-                    self._resubmit(batch, "never taken")
+                    self._resubmit(batch)
                     return
                 self._journal.record_submitted(batch, found)
             assert batch.id is not None
@@ -482,14 +486,10 @@ class Batches:
             self._lose(batch, why, on_outcome)
             return
         except _StatusUnknown as why:
-            if self._settings.unknown == "wait":
+            if self._settings.unknown == "wait" or batch.label not in self._inherited:
                 self._note_unknown(batch, why)
-                return
-            logger.warning("batch %s may be billed; its requests are submitted again: %s", batch.label, why)
-            for item in batch.items.values():
-                if item.key in self._wanted:
-                    self._charge_unknown(batch, item)
-            self._resubmit(batch, "unknown")
+            else:
+                self._lose(batch, why, on_outcome)
             return
         error = status.error or TransientError("the provider gave no reason")
         logger.warning("batch %s failed: %s", batch.label, error)
@@ -516,11 +516,11 @@ class Batches:
         self._journal.record_closed(batch, "lost")
         self._budget.release_other_batches(self._journal.open)
 
-    def _resubmit(self, batch: Batch, why: str) -> None:
-        """Closes a batch and moves its requests without an answer to a later one."""
+    def _resubmit(self, batch: Batch) -> None:
+        """Closes a batch that was never accepted, and moves its requests to a later one."""
         wanted = [item for item in batch.items.values() if self._is_asked(item)]
         self._pending.extend(replace(item, usd=None) for item in wanted)
-        self._journal.record_closed(batch, why)
+        self._journal.record_closed(batch, "never taken")
         self._budget.release_other_batches(self._journal.open)
 
     async def _ended(self, batch_id: str) -> BatchStatus:

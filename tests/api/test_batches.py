@@ -488,6 +488,19 @@ def test_results_that_are_fewer_than_the_vendor_counts_cause_no_second_batch(ven
         assert len(server.batches.submitted()) == 1
 
 
+def test_requests_of_unknown_batches_are_submitted_again_once_for_each_command(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.rewrite = lambda content: b"<html>"
+        for batches in (1, 2):
+            again = runner(server.url, "openai", tmp_path, batches=replace(QUICK, unknown="again"))
+            with pytest.raises(ProviderFatal, match="may be billed"):
+                again.generate(requests(2), Outcomes(), threading.Event())
+            assert len(server.batches.submitted()) == batches
+        server.batches.rewrite = bytes
+        assert len(run(runner(server.url, "openai", tmp_path), requests(2))) == 2
+        assert len(server.batches.submitted()) == 2
+
+
 @pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
 def test_answers_that_cannot_be_used_count_as_possibly_billed(vendor: str, tmp_path: Path) -> None:
     """The first batch has an answer with an unknown id, and a line without a response and an error."""
