@@ -304,7 +304,7 @@ def figures_of(run: LoadedRun, letter: str, keys: Sequence[str], *, by_repositor
     """The figures of one run, without the interval of its cost per success."""
     instances = run.instances()
     results = list(run.results.values())
-    stated = run.summary.get("instances")
+    stated, remaining = run.summary.get("instances"), run.summary.get("remaining")
     asked = max(len(instances), stated if isinstance(stated, int) else 0)
     cost = total_cost([*(result.cost_usd for result in results), *run.auxiliary_usd.values(), run.unreadable_usd])
     usage = sum((result.usage for result in results), run.unreadable_usage + run.auxiliary_usage)
@@ -323,7 +323,7 @@ def figures_of(run: LoadedRun, letter: str, keys: Sequence[str], *, by_repositor
         patches=Counter(result.patch_status for result in results if result.patch_status is not None),
         finish_reasons=Counter(result.finish_reason for result in results if result.finish_reason is not None),
         errors=Counter(result.error for result in results if result.error is not None),
-        remaining=run.summary.get("remaining") if isinstance(run.summary.get("remaining"), int) else None,
+        remaining=remaining if type(remaining) is int and remaining >= 0 else None,
         applies=_rate(run, "applies", asked, by_repository),
         checked=_checked(results),
         resolved=_rate(run, "resolved", asked, by_repository) if run.evaluated else None,

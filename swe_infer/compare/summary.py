@@ -31,6 +31,8 @@ def summary_of(comparison: Comparison) -> list[str]:
             _difference(index, base, comparison, known=base if number else None)
             for number, index in enumerate(others)
         ]
+        if rest := len(runs) - 1 - len(others):
+            sentences.append(f"The tests of {rest:,} more run{'s are' if rest > 1 else ' is'} in the tables.")
     elif len(runs) == 2:
         sentences.append(_difference(best, 1 - best, comparison))
     else:
@@ -74,7 +76,7 @@ def _single(one: Figures, comparison: Comparison) -> str:
     if one.cost_per_success is not None and one.cost_usd:
         each = f", {dollars(one.cost_per_success)} for each success"
     what = f"{_name(one)} resolves" if comparison.metric == "resolved" else f"The patches of {_name(one)} apply for"
-    return f"{what} {percent(rate.value)} of {rate.instances:,} instances{interval} {cost}{each}."
+    return f"{what} {percent(rate.value)} of {_instances(rate.instances)}{interval} {cost}{each}."
 
 
 def _percents(one: Figures, comparison: Comparison) -> str:
@@ -95,23 +97,24 @@ def _difference(first: int, second: int, comparison: Comparison, *, known: int |
     pair, sign = _pair(first, second, comparison)
     if pair is None:
         return f"{name} and {other_name} have no instance in common, so they are not compared."
-    points = sign * 100 * pair.difference
-    low, high = sorted((sign * pair.interval.low, sign * pair.interval.high))
-    size = f"{abs(points):.1f} points {'more' if points >= 0 else 'less'}"
-    if points < 0:
-        low, high = -high, -low
-    certainty = f"95 % interval {100 * low:.1f} to {100 * high:.1f}, p {_equals(p_value(pair.p_holm))}"
-    certainty += " after Holm's correction" if len(comparison.pairs) > 1 else ""
+    common = f"their {_instances(pair.instances, 'common ')}"
     cost = _cost_ratio(one, other)
     if not pair.difference:
-        return (
-            f"{name} and {other_name} have the same rate on their {pair.instances:,} common instances"
-            f"{cost and f', {one.letter} {cost}'}."
-        )
+        return f"{name} and {other_name} have the same rate on {common}{cost and f'; {one.letter} ran {cost}'}."
+    low, high = sorted((sign * pair.interval.low, sign * pair.interval.high))
+    points = sign * 100 * pair.difference
+    if points < 0:
+        low, high = -high, -low
+    size = f"{abs(points):.1f}" if abs(points) >= 0.05 else "less than 0.1"
+    size += f" points {'more' if points >= 0 else 'less'}"
+    certainty = f"95 % interval {100 * low:z.1f} to {100 * high:z.1f}, p {_equals(p_value(pair.p_holm))}"
+    certainty += " after Holm's correction" if len(comparison.pairs) > 1 else ""
     if comparison.metric == "resolved":
         sentence = f"{name} resolves {size} than {other_name}"
     else:
         sentence = f"the patches of {name} apply {size} often than those of {other_name}"
+    if pair.instances < max(one.recorded, other.recorded):
+        sentence += f" on {common}"
     sentence += f" ({certainty}){cost and f', {cost}'}."
     if pair.p_holm >= _SIGNIFICANT:
         return f"No significant difference: {sentence}"
@@ -133,35 +136,52 @@ def _pair(first: int, second: int, comparison: Comparison) -> tuple[Pair | None,
 
 
 def _cost_ratio(one: Figures, other: Figures) -> str:
-    """The cost of one run for each instance in multiples of another's; empty if it is unknown."""
-    costs = [float(run.cost_usd) / run.recorded for run in (one, other) if run.cost_usd is not None and run.recorded]
-    if len(costs) == 2 and all(costs):
-        return _ratio(costs[0] / costs[1], "cost", *(dollars(cost) for cost in costs))
-    times = [run.wall_s / run.recorded for run in (one, other) if run.wall_s and run.recorded]
-    if len(times) == 2 and not any(costs):
-        return _ratio(times[0] / times[1], "time", *(duration(time) for time in times)).replace("at ", "in ", 1)
-    return ""
+    """The cost of one run for each instance beside another's; their times if both are free or unknown."""
+    first, second = (None if run.cost_usd is None else float(run.cost_usd) / run.recorded for run in (one, other))
+    if first and second:
+        return _ratio(first / second, "at", "cost", dollars(first), dollars(second))
+    if not first and not second:
+        times = [run.wall_s / run.recorded for run in (one, other) if run.wall_s and run.wall_s > 0]
+        return "" if len(times) < 2 else _ratio(times[0] / times[1], "in", "time", *map(duration, times))
+    if first is None:
+        return f"at an unknown cost (that of {other.letter} is {dollars(second)} for each instance)"
+    if second is None:
+        return f"at {dollars(first)} for each instance (the cost of {other.letter} is unknown)"
+    return f"at {dollars(first)} for each instance instead of {dollars(second)}"
 
 
-def _ratio(value: float, what: str, first: str, second: str) -> str:
+def _ratio(value: float, preposition: str, what: str, first: str, second: str) -> str:
     if f"{value:.2f}" == "1.00":
-        return f"at the same {what}"
-    multiple = f"{value:.1f}" if value >= 1.05 else f"{value:.2g}"
-    return f"at {multiple} times the {what} ({first} and {second} for each instance)"
+        return f"{preposition} the same {what}"
+    if 0.95 < value < 1.05:
+        multiple = f"{value:.2f}"
+    elif 0.01 <= value < 1000:
+        multiple = f"{value:.1f}" if value > 1 else f"{value:.2g}"
+    else:
+        multiple = f"{value:,.0f}" if value > 1 else "less than 0.01"
+    return f"{preposition} {multiple} times the {what} ({first} and {second} for each instance)"
 
 
 def _ranking(best: int, comparison: Comparison) -> list[str]:
     """The best of three or more runs, the next one, and those that are not significantly worse."""
     runs, ranked = comparison.runs, _ranked(comparison)
     one = runs[best]
-    what = f"{_name(one)} resolves most"
-    if comparison.metric != "resolved":
+    rate, interval = one.rate(comparison.metric), _percents(one, comparison)
+    equal = [index for index in ranked if runs[index].rate(comparison.metric).value == rate.value]
+    if len(equal) > 1:
+        what = f"{_listed([runs[index].letter for index in equal])} have the highest rate"
+    elif comparison.metric == "resolved":
+        what = f"{_name(one)} resolves most"
+    else:
         what = f"the patches of {_name(one)} apply most often"
-    interval = _percents(one, comparison)
-    rate = percent(one.rate(comparison.metric).value)
-    sentences = [f"Of {len(runs)} runs, {what}: {rate}{interval and f' (95 % interval {interval})'}."]
+    shown = percent(rate.value) + (f" (95 % interval {interval})" if interval and len(equal) == 1 else "")
+    sentences = [f"Of {len(runs)} runs, {what}: {shown}."]
     last = ranked[-1]
-    sentences += [_difference(best, index, comparison, known=best) for index in (ranked[1], last)]
+    known = best if len(equal) == 1 else None
+    sentences += [
+        _difference(best, ranked[1], comparison, known=known),
+        _difference(best, last, comparison, known=best),
+    ]
     close = []
     for index in ranked[2:-1]:
         pair, _ = _pair(best, index, comparison)
@@ -174,12 +194,12 @@ def _ranking(best: int, comparison: Comparison) -> list[str]:
 
 def _front(comparison: Comparison) -> list[str]:
     """The Pareto frontier, if runs have costs and instances in common."""
-    runs = [one for one in comparison.runs if one.on_front]
-    if not runs or not comparison.pairs or not any(one.cost_usd for one in comparison.runs):
+    priced = [one for one in comparison.runs if one.cost_usd is not None and one.recorded]
+    if len(priced) < 2 or not comparison.pairs or not any(one.cost_usd for one in priced):
         return []
     unknown = [one.letter for one in comparison.runs if one.cost_usd is None]
     rest = f" The cost of {_listed(unknown)} is unknown." if unknown else ""
-    runs.sort(key=lambda one: float(one.cost_usd or 0) / one.recorded)
+    runs = sorted((one for one in priced if one.on_front), key=lambda one: float(one.cost_usd or 0) / one.recorded)
     each = [
         f"{one.letter} ({percent(one.rate(comparison.metric).value)} for "
         f"{dollars(float(one.cost_usd or 0) / one.recorded)} an instance)"
@@ -195,14 +215,24 @@ def _overlap(comparison: Comparison) -> str:
     rows, runs = comparison.scores.values(), len(comparison.runs)
     if not rows:
         return ""
+    common = sum(None not in row for row in rows)
     some = sum(any(row) for row in rows)
-    every = sum(all(value for value in row) for row in rows)
+    every = sum(all(row) for row in rows)
     differing = sum(differ(row) for row in rows)
-    both = "both" if runs == 2 else f"all {runs} runs"
-    return (
-        f"Of {len(rows):,} instances, {both} solve {every:,}, at least one solves {some:,}; "
-        f"the runs differ on {differing:,}."
-    )
+    them = "both" if runs == 2 else f"all {runs} runs"
+    resolved = comparison.metric == "resolved"
+    by_all = f"{them} resolve {every:,}" if resolved else f"the patches of {them} apply to {every:,}"
+    by_some = f"at least one {'resolves' if resolved else 'applies to'} {some:,}"
+    start = f"Of {_instances(len(rows))}"
+    if common < len(rows):
+        start += f" ({common:,} common to {them})"
+    several = any(one.samples > 1 for one in comparison.runs)
+    rule = " One successful sample of an instance is enough to be counted." if several else ""
+    return f"{start}, {by_all}, {by_some}; the runs differ on {differing:,}.{rule}"
+
+
+def _instances(count: int, kind: str = "") -> str:
+    return f"{count:,} {kind}instance{'' if count == 1 else 's'}"
 
 
 def _unfinished(runs: Sequence[Figures]) -> list[str]:

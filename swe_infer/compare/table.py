@@ -329,7 +329,7 @@ def share_text(successes: float, count: int, value: float | None, interval: Inte
 
 
 def points_interval(interval: Interval) -> str:
-    return f"[{100 * interval.low:.1f} to {100 * interval.high:.1f}]"
+    return f"[{100 * interval.low:z.1f} to {100 * interval.high:z.1f}]"
 
 
 def _dollars(amount: Decimal | float, interval: Interval | None) -> str:

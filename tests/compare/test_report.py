@@ -168,7 +168,7 @@ def test_the_page_has_the_figures_and_tables_of_the_command(tmp_path: Path) -> N
         "interval 1.7 to 23.3, p = 0.0253), at 2.0 times the cost ($0.2000 and $0.1000 for each instance).",
         "The Pareto frontier of cost and rate, cheapest first: A (62.5 % for $0.1000 an instance) and "
         "B (75.0 % for $0.2000 an instance).",
-        "Of 40 instances, both solve 25, at least one solves 30; the runs differ on 5.",
+        "Of 40 instances, the patches of both apply to 25, at least one applies to 30; the runs differ on 5.",
     ]
     assert [one["rates"]["applies"]["text"] for one in data["figures"]["points"]] == [
         row[2] for row in data["figures"]["tables"]["outcomes"]["rows"]
