@@ -240,6 +240,9 @@ def test_output_of_models_is_shown_as_text(browser: Browser, tmp_path: Path, dat
     browser.evaluate("for (const one of document.querySelectorAll('#view details')) one.open = true")
     assert violations(browser) == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= 1280
+    patch = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\u202e\u2066c\n"
+    opened(browser, tmp_path, write_run(tmp_path / "bidi", [answer("i-1", patch=patch)]), fragment="#i-1")
+    assert "b[U+202E][U+2066]c" in text(browser, "#view .diff")
     assert browser.problems == []
 
 
@@ -282,6 +285,7 @@ class _Server(http.server.ThreadingHTTPServer):
     """Serves the page of a comparison that changes."""
 
     comparison: Comparison
+    refused = ""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -290,14 +294,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         address = urlsplit(self.path)
         name = address.path.rpartition("/")[2]
-        if name == "comparison.json":
+        if self.server.refused and "json" in name:
+            body = self.server.refused
+        elif name == "comparison.json":
             body = page_json(page_data(self.server.comparison))
         elif name == "instance.json":
             with InstanceDetails(self.server.comparison) as details:
                 body = page_json(details.of(parse_qs(address.query)["id"][0]))
         else:
             body = served_page("data/", refresh_s=0, home_url="/")
-        self.send_response(200)
+        self.send_response(409 if self.server.refused else 200)
         self.send_header("Content-Type", "application/json" if "json" in name else "text/html; charset=utf-8")
         self.end_headers()
         self.wfile.write(body.encode())
@@ -326,6 +332,22 @@ def test_a_served_page_follows_its_runs(browser: Browser, tmp_path: Path) -> Non
         assert browser.evaluate("[document.activeElement.id, document.activeElement.value]") == ["search", "2"]
         assert "Not finished: A (1 sample remains)." in text(browser, "#sentences")
         assert any("run=a&id=i-1" in request for request in browser.requests)
+        opened_one = "document.querySelector('#view h2')?.textContent"
+        browser.evaluate("window.location.hash = 'i-2'")
+        browser.wait(f"{opened_one} === 'i-2'")
+        server.refused = "a run was moved\n"
+        for name in ("search", "i-1", "i-2"):
+            browser.evaluate(f"window.location.hash = '{name}'")
+        browser.wait(
+            f"{opened_one} === 'i-2' && document.getElementById('view').innerText.includes('a run was moved')"
+        )
+        browser.evaluate("document.dispatchEvent(new Event('swe-infer:refresh'))")
+        browser.wait("document.getElementById('status').innerText.startsWith('a run was moved The figures are of')")
+        server.refused = ""
+        write_run(tmp_path / "a", [answer("i-0"), answer("i-3")])
+        server.comparison = comparison_of(run)
+        browser.evaluate("document.dispatchEvent(new Event('swe-infer:refresh'))")
+        browser.wait(f"document.getElementById('side-0') && {opened_one} === 'i-2'")  # it is loaded after all
         server.shutdown()
         server.server_close()
         browser.evaluate("document.dispatchEvent(new Event('swe-infer:refresh'))")

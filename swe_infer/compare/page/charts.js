@@ -85,12 +85,15 @@ export function drawRates(figures, metric, name) {
   const texts = new Map(rows.map((row) => [row.row, row]));
   const title = `${name}, with 95 % intervals`;
   chart('rates-plot', title, described(title, rows.map((row) => `${row.letter} ${row.text}`)), (width) => {
-    const most = Math.max(6, Math.floor((width * 0.36) / 6.6));
-    const label = (row) => `${texts.get(row).letter}  ${shortened(texts.get(row).label, most)}`;
+    const most = Math.floor((width * 0.42 - 18) / 6.6); // characters of a label
+    const label = (row) => {
+      const start = `${texts.get(row).letter}  `;
+      return start + shortened(texts.get(row).label, Math.max(6, most - start.length));
+    };
     const longest = Math.max(...rows.map((row) => label(row.row).length));
     return Plot.plot({
       ...base(width, Math.max(120, 58 + (rows.length > 20 ? 18 : 26) * rows.length)),
-      marginLeft: Math.min(width * 0.42, 18 + 6.6 * longest),
+      marginLeft: 18 + 6.6 * longest,
       marginRight: 24,
       x: rateAxis(rows),
       y: { label: null, domain: rows.map((row) => row.row), tickFormat: label, tickSize: 0 },

@@ -126,11 +126,9 @@ const SIGNS = { add: '+', delete: '-', context: ' ' };
 
 function code(row) {
   const { text, changed, kind } = row;
-  const cell = element('td', { class: 'code' }, element('span', { class: 'sign', text: SIGNS[kind] ?? '' }));
-  if (changed && changed[0] < changed[1]) {
-    cell.append(text.slice(0, changed[0]), element('mark', { text: text.slice(...changed) }), text.slice(changed[1]));
-  } else cell.append(text);
-  return cell;
+  const parts = changed && changed[0] < changed[1]
+    ? [text.slice(0, changed[0]), element('mark', { text: text.slice(...changed) }), text.slice(changed[1])] : [text];
+  return element('td', { class: 'code' }, element('span', { class: 'sign', text: SIGNS[kind] ?? '' }), ...parts);
 }
 
 const number = (value) => element('td', { class: 'number', text: value ?? '' });

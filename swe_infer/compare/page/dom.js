@@ -2,16 +2,19 @@
 
 export const byId = (id) => document.getElementById(id);
 
+/** Text with bidirectional marks made visible: they can show the code of a patch in another order than it has. */
+const visible = (text) => text.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (mark) => `[U+${mark.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}]`);
+
 /** An HTML element; `attributes` may have listeners (`onclick`), `text` and plain attributes. */
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
-    else if (name === 'text') node.textContent = value;
+    else if (name === 'text') node.textContent = visible(String(value));
     else node.setAttribute(name, value === true ? '' : value);
   }
-  node.append(...children.filter((child) => child !== null));
+  node.append(...children.filter((child) => child !== null).map((child) => (typeof child === 'string' ? visible(child) : child)));
   return node;
 }
 
@@ -20,7 +23,7 @@ export function breakable(text) {
   const fragment = document.createDocumentFragment();
   for (const part of text.split(/(?<=[/_=,])(?=\w)|(?<=[a-z]\.)(?=[a-z])/)) {
     if (fragment.hasChildNodes()) fragment.append(document.createElement('wbr'));
-    fragment.append(part);
+    fragment.append(visible(part));
   }
   return fragment;
 }

@@ -9,13 +9,14 @@ import { wide } from './tables.js';
 const GOLD = 'gold';
 
 /** What is shown. A side is `GOLD` or [run, sample]; null: it is chosen for each instance. */
-const view = { number: null, details: null, sides: [null, null], split: false, whole: false };
+const view = { name: null, number: null, details: null, sides: [null, null], split: false, whole: false };
 
 let figures, index, numbers;
 
 export function setInstance(newFigures, newIndex) {
   [figures, index] = [newFigures, newIndex];
   numbers = new Map(index.names.map((name, number) => [name, number]));
+  if (view.name !== null) view.number = numbers.get(view.name) ?? null;
 }
 
 const label = (run) => `${figures.points[run].letter}  ${figures.points[run].label}`;
@@ -89,7 +90,7 @@ function patchPart(number, name) {
 function conversation(run, at) {
   const turns = view.details.turns?.[run]?.[at];
   if (!turns) {
-    return [hint(`This page has no answer of this instance. Make it with --full ${index.names[view.number]} to include it.`)];
+    return [hint(`This page has no answer of this instance. Make it with --full ${view.name} to include it.`)];
   }
   return turns.flatMap((turn, number) => {
     const name = turns.length > 1 ? ` ${number + 1} of ${turns.length}` : '';
@@ -134,7 +135,7 @@ function task() {
 }
 
 function draw() {
-  const name = index.names[view.number];
+  const { name } = view;
   const shown = shownInstances();
   const at = shown.indexOf(view.number);
   const step = (text, by, id) => {
@@ -153,22 +154,19 @@ function draw() {
 /** Shows an instance in the dialog. */
 async function open(number) {
   const name = index.names[number];
-  let details;
+  let details = null, failure;
   try {
     details = await source.instance(number, name);
   } catch (error) {
-    details = null;
-    view.failure = error;
+    failure = error;
   }
-  if (view.number !== number) return; // the user chose another one meanwhile
+  if (view.name !== name) return; // the user chose another one meanwhile
+  view.details = details;
   const dialog = byId('view');
   if (!details) {
-    dialog.replaceChildren(element('h2', { id: 'view-title' }, breakable(name)), hint(`The instance could not be loaded: ${view.failure.message}.`),
+    dialog.replaceChildren(element('h2', { id: 'view-title' }, breakable(name)), hint(`The instance could not be loaded: ${failure.message}`),
       button('Close', () => dialog.close(), { id: 'close' }));
-  } else {
-    view.details = details;
-    keepingFocus(draw);
-  }
+  } else keepingFocus(draw);
   if (!dialog.open) {
     dialog.showModal();
     dialog.scrollTop = 0;
@@ -184,26 +182,26 @@ function go(number) {
 export function follow() {
   const name = nameIn(window.location.hash);
   if (!numbers.has(name)) {
-    view.number = null;
+    view.name = view.number = view.details = null;
     if (byId('view').open) byId('view').close();
     return;
   }
   const number = numbers.get(name);
-  if (view.number !== number) byId('view').scrollTop = 0;
-  view.number = number;
+  if (view.name !== name) byId('view').scrollTop = 0;
+  [view.name, view.number] = [name, number];
   open(number);
 }
 
 /** Draws the open instance again, with new data. */
 export async function refreshInstance() {
-  if (view.number === null || !view.details) return;
-  const { id } = view.details;
-  const number = numbers.get(id);
-  if (number === undefined) return;
-  const before = JSON.stringify(view.details);
-  view.number = number;
-  const details = await source.instance(number, id);
-  if (view.number !== number || JSON.stringify(details) === before) return;
+  const { name, number, details: before } = view;
+  if (number === null) return;
+  if (before?.id !== name) { // it could not be loaded
+    await open(number);
+    return;
+  }
+  const details = await source.instance(number, name);
+  if (view.name !== name || JSON.stringify(details) === JSON.stringify(before)) return;
   view.details = details;
   const top = byId('view').scrollTop;
   keepingFocus(draw);
@@ -213,8 +211,8 @@ export async function refreshInstance() {
 export function startInstance() {
   const dialog = byId('view');
   dialog.addEventListener('close', () => {
-    const name = view.number === null ? null : index.names[view.number];
-    view.number = null;
+    const { name } = view;
+    view.name = view.number = view.details = null;
     if (name === null) return;
     window.history.replaceState(null, '', '#instances');
     document.querySelector(`#instances-table a[href="${CSS.escape(addressOf(name))}"]`)?.focus();

@@ -1,7 +1,7 @@
 // Draws the sections, now and whenever there are new data.
 
 import { byId, check, choice, element, hint, keepingFocus } from './dom.js';
-import { homeAddress, source } from './source.js';
+import { homeAddress, ServerError, source } from './source.js';
 import { costAxes, drawCosts, drawPassAt, drawRates, drawRepositories, drawSweep, sweptAxes } from './charts.js';
 import { figureTable, figureTables, overlapTable } from './tables.js';
 import { drawInstances, listExactly, setInstances } from './instances.js';
@@ -129,7 +129,7 @@ async function start() {
   try {
     ({ figures, index } = await source.figuresAndIndex());
   } catch (error) {
-    byId('sentences').replaceChildren(hint(`The data could not be loaded: ${error.message}.`));
+    byId('sentences').replaceChildren(hint(`The data could not be loaded: ${error.message}`));
     return;
   }
   draw();
@@ -142,7 +142,9 @@ async function start() {
     keepingFocus(draw);
     await refreshInstance();
   }, (error) => {
-    byId('status').textContent = error ? `The server does not answer (${error.message}); the figures are of ${updated.toLocaleTimeString()}.` : '';
+    const problem = error instanceof ServerError ? error.message : 'The server does not answer.';
+    const text = error ? `${problem} The figures are of ${updated.toLocaleTimeString()}.` : '';
+    if (byId('status').textContent !== text) byId('status').textContent = text;
   });
 }
 

@@ -33,6 +33,9 @@ class EmbeddedSource {
   watch() {}
 }
 
+/** The server's own words about a request that it refused. */
+export class ServerError extends Error {}
+
 /** The data of a server, which are requested again while runs go on. */
 class ServedSource {
   #url;
@@ -52,7 +55,7 @@ class ServedSource {
 
   async #get(name, query) {
     const response = await fetch(this.#address(name, query), { cache: 'no-cache', credentials: 'same-origin' });
-    if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
+    if (!response.ok) throw new ServerError((await response.text()).trim().slice(0, 500) || `${response.status} ${response.statusText}`);
     return response.text();
   }
 
@@ -75,8 +78,8 @@ class ServedSource {
         const text = await this.#get('comparison.json');
         report(null);
         if (text !== this.#text) {
-          this.#text = text;
           await redraw(JSON.parse(text));
+          this.#text = text;
         }
       } catch (error) {
         report(error);

@@ -7,15 +7,18 @@ export function wide(table, label) {
   return element('div', { class: 'wide', tabindex: 0, role: 'group', 'aria-label': label }, table);
 }
 
+const SHORT = 12; // characters of text that is not broken
+
 /** One of the command's tables: `title`, `columns`, `rows` and the number `left` of columns aligned left. */
 export function figureTable({ title, columns, rows, left }) {
   const side = (index) => (index < left ? 'text' : null);
+  const kind = (cell) => `text ${cell.length > SHORT ? 'long' : 'short'}`;
   const head = columns.map((name, index) => (name
     ? element('th', { scope: 'col', class: side(index) }, breakable(name))
     : element('td', { class: side(index) })));
   const body = rows.map((cells) => element('tr', {}, ...cells.map((cell, index) => (index
-    ? element('td', { class: side(index) }, index < left ? breakable(cell) : cell)
-    : element('th', { scope: 'row', class: 'text' }, breakable(cell))))));
+    ? (index < left ? element('td', { class: kind(cell) }, breakable(cell)) : element('td', {}, cell))
+    : element('th', { scope: 'row', class: kind(cell) }, breakable(cell))))));
   return wide(element('table', {}, element('caption', { text: title }),
     element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...body)), title);
 }
