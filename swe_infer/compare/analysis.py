@@ -63,7 +63,7 @@ class Figures:
         letter: the run's short name in tables.
         label: what distinguishes the run, see :func:`swe_infer.compare.keys.labels`.
         recorded: instances with a record. Failed and skipped ones are included and count as not solved.
-        remaining: (instance, sample) pairs without a record, from the summary; None if it does not say.
+        remaining: (instance, sample) pairs without a record; None if it is unknown.
         applies: rate over every requested instance.
         checked: rate over the samples whose patch was checked.
         resolved: None if the run was not evaluated.

@@ -204,16 +204,22 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
             if result is not None:
                 results[key] = result
     damage.reconcile_cost(recorded.cost_usd, summary)
-    stated = summary.get("samples")
+    flat = {key: _finite(value) for key, value in flatten(config)}
+    stated = summary.get("samples", flat.get("decoding.n"))
     stated = stated if isinstance(stated, int) and stated <= MAX_SAMPLES else 0
+    samples = max([stated, *(1 + sample for _, sample in results)])
+    instances = summary.get("instances")
+    if summary.get("remaining") != 0 and isinstance(instances, int):
+        # The last summary of a run that was killed, or is in progress, is older than its records.
+        summary = {**summary, "remaining": recorded.summary(instances=instances, samples=samples)["remaining"]}
     return LoadedRun(
         directory,
         name or directory.name,
-        config={key: _finite(value) for key, value in flatten(config)},
+        config=flat,
         nested_config=config,
         summary=summary,
         results=results,
-        samples=max([stated, *(1 + sample for _, sample in results)]),
+        samples=samples,
         evaluated=any(result.resolved is not None for result in results.values()),
         feedback=recorded.summary().get("feedback"),
         selected=run.selected(),

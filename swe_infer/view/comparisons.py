@@ -165,6 +165,8 @@ class Comparisons:
                 runs.append(self._load(directory))
             except (SweInferError, OSError) as error:
                 notes.append(f"Left out: {clean(str(error))}")
+            if not directory.is_dir():  # it was read as a run without files
+                raise UnknownRun(f"{clean(directory.name)}: was removed or moved")
         if not runs:
             raise ConfigError(" ".join(notes))
         names = distinct_names([run.directory for run in runs])

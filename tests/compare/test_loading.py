@@ -109,6 +109,14 @@ def test_a_copied_sweep_is_compared_from_any_directory(tmp_path: Path, monkeypat
     assert SweepLog(copied).jobs()[0].run == str(tmp_path / "copy" / "outputs" / "x")
 
 
+def test_remaining_samples_follow_from_the_records_of_a_killed_run(tmp_path: Path) -> None:
+    entries = [answer("a"), answer("a", sample=1), answer("b")]
+    killed = load_run(write_run(tmp_path / "killed", entries, instances=5, samples=2, remaining=9))
+    assert (killed.summary["remaining"], killed.samples) == (7, 2)
+    config = {"decoding": {"n": 3}}
+    assert load_run(write_run(tmp_path / "new", entries[:1], config)).samples == 3
+
+
 def test_names_are_the_shortest_distinct_ones(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / group / "run", [answer("a")]) for group in ("one", "two")]
     assert [run.name for run in load_runs([str(path) for path in paths])] == ["one/run", "two/run"]

@@ -342,7 +342,7 @@ def test_a_served_page_follows_its_runs(browser: Browser, tmp_path: Path) -> Non
             f"{opened_one} === 'i-2' && document.getElementById('view').innerText.includes('a run was moved')"
         )
         browser.evaluate("document.dispatchEvent(new Event('swe-infer:refresh'))")
-        browser.wait("document.getElementById('status').innerText.startsWith('a run was moved The figures are of')")
+        browser.wait("document.getElementById('status').innerText.startsWith('a run was moved; the figures are of')")
         server.refused = ""
         write_run(tmp_path / "a", [answer("i-0"), answer("i-3")])
         server.comparison = comparison_of(run)

@@ -28,6 +28,7 @@ from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import resolved_figures
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, PatchResult, Usage
+from swe_infer.view.comparisons import Comparisons, UnknownRun
 from swe_infer.view.folder import WatchedFolder
 from swe_infer.view.tail import RecordsReplaced, RecordTail
 from tests.compare.runs import Entry, answer, failure
@@ -138,6 +139,8 @@ def test_a_run_is_followed_from_its_first_to_its_last_answer(
             process.communicate(TIMEOUT_S)
             page.wait_for(lambda rows: rows["run"]["state"] == "interrupted")
             assert page.rows["run"]["done"] == listed(folder, capsys)["run"]["done"] == done
+            data = json.loads(page.get(f"/data/comparison.json?run={page.rows['run']['id']}")[2])
+            assert data["figures"]["runs"][0]["remaining"] == 10 - done
         server.reset()
         process = commands.start(*command, cwd=tmp_path, env=environment)
         page.wait_for(lambda rows: rows["run"]["state"] == "complete")
@@ -284,6 +287,20 @@ def test_records_are_read_on_from_where_they_ended(tmp_path: Path) -> None:
     path.symlink_to("/etc/passwd")
     with pytest.raises(OSError, match="symbolic link"):
         list(RecordTail(path).read())
+
+
+def test_a_run_that_was_moved_is_not_shown_as_an_empty_one(tmp_path: Path) -> None:
+    made(tmp_path / "outputs" / "run", [answer("r__x-1")])
+    folder = WatchedFolder(tmp_path / "outputs")
+    folder.scan()
+    (run,) = folder.changes()["runs"]
+    comparisons = Comparisons(folder)
+    (tmp_path / "outputs" / "run").rename(tmp_path / "moved")
+    with pytest.raises(UnknownRun, match="run: was removed or moved"):  # before the next scan
+        comparisons.of([run["id"]])
+    folder.scan()
+    with pytest.raises(UnknownRun, match="no run of this folder"):
+        comparisons.of([run["id"]])
 
 
 @pytest.fixture

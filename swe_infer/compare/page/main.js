@@ -142,8 +142,8 @@ async function start() {
     keepingFocus(draw);
     await refreshInstance();
   }, (error) => {
-    const problem = error instanceof ServerError ? error.message : 'The server does not answer.';
-    const text = error ? `${problem} The figures are of ${updated.toLocaleTimeString()}.` : '';
+    const problem = error instanceof ServerError ? error.message : 'The server does not answer';
+    const text = error ? `${problem}; the figures are of ${updated.toLocaleTimeString()}.` : '';
     if (byId('status').textContent !== text) byId('status').textContent = text;
   });
 }

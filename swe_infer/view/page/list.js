@@ -56,8 +56,8 @@ function number(value) {
 }
 
 // Breaks are allowed after separators alone, so that no word of a name is cut.
-function appendName(parent, name) {
-  for (const part of name.split(/(?<=[/_\-,;])/)) parent.append(element("span", part, "part"));
+function appendName(parent, name, separators = /(?<=[/_\-,;])/) {
+  for (const part of name.split(separators)) parent.append(element("span", part, "part"));
 }
 
 function fillState(cell, run) {
@@ -144,7 +144,11 @@ function rowOf(run) {
     appendName(link, run.name);
     name.append(link);
   }
-  if (run.differs) name.append(element("span", run.differs, "differs"));
+  if (run.differs) {
+    const differs = element("span", null, "differs");
+    appendName(differs, run.differs, /(?<= )/);
+    name.append(differs);
+  }
   if (run.error) name.append(element("span", run.error, "problem"));
   const cells = COLUMNS.slice(1).map((column) => {
     const cell = element("td", null, `${column.text ? "text " : ""}column-${column.key}`);
@@ -214,9 +218,11 @@ function draw() {
 function drawCounts() {
   const counts = STATES.map((state) => [state, [...runs.values()].filter((run) => run.state === state).length]);
   const cost = [...runs.values()].reduce((sum, run) => sum + (run.cost_usd ?? 0), 0);
+  const unknown = [...runs.values()].filter((run) => run.cost !== null && run.cost_usd === null).length;
   const parts = counts.filter(([, count]) => count).map(([state, count]) => `${number(count)} ${state}`);
   byId("counts").textContent = runs.size
-    ? `${number(runs.size)} run${runs.size === 1 ? "" : "s"}: ${parts.join(", ")}; $${cost.toFixed(2)}` : "";
+    ? `${number(runs.size)} run${runs.size === 1 ? "" : "s"}: ${parts.join(", ")}; $${cost.toFixed(2)}`
+    + `${unknown ? ` and ${number(unknown)} unknown cost${unknown === 1 ? "" : "s"}` : ""}` : "";
   document.title = `${counts[0][1] ? `(${counts[0][1]} running) ` : ""}Runs`;
 }
 
