@@ -262,6 +262,29 @@ def test_integer_ids_open_their_own_instance(browser: Browser, tmp_path: Path) -
     assert text(browser, "#view-title") == "instances"
 
 
+def test_long_and_empty_names_fit(browser: Browser, tmp_path: Path) -> None:
+    long = "x" * 3000
+    entries = [answer(""), answer(long)]
+    runs = [
+        write_run(tmp_path / f"r{n}", entries, {"decoding": {"temperature": n}, "model": {"name": long + str(n)}})
+        for n in (0, 1)
+    ]
+    opened(browser, tmp_path, *runs, width=400)
+    assert not browser.evaluate("document.getElementById('view').open")  # a URL without a fragment names no instance
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 400
+    cut = (
+        "[...document.querySelectorAll('#rates-plot svg text')].filter((one) => one.getBoundingClientRect().left < 0)"
+    )
+    assert browser.evaluate(f"{cut}.length") == 0
+    for name in ("", long):
+        browser.evaluate(
+            f"[...document.querySelectorAll('#instances-table a')].find((a) => a.text === '{name}').click()"
+        )
+        browser.wait(f"{IS_OPEN} && document.getElementById('view-title').textContent === '{name}'")
+        assert browser.evaluate("document.getElementById('view').scrollWidth") <= 400
+    assert browser.problems == []
+
+
 def test_one_run_and_fifty_and_different_datasets_and_an_interrupted_run(browser: Browser, tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", [answer("i-1"), failure("i-2"), skip("i-3")], remaining=7)
     opened(browser, tmp_path, one)

@@ -135,16 +135,16 @@ function cell(run, number, named) {
 const PREFIX = 'instance=';
 const isSection = (name) => byId(name)?.matches('main > section') ?? false;
 
-/** The URL fragment of an instance: its id, after a prefix if a section has the same. */
+/** The URL fragment of an instance: its id, after a prefix if a section has the same, or if it is empty. */
 export function addressOf(name) {
-  return `#${isSection(name) ? PREFIX : ''}${encodeURIComponent(name)}`;
+  return `#${name === '' || isSection(name) ? PREFIX : ''}${encodeURIComponent(name)}`;
 }
 
 /** The instance id in a URL fragment, which may not be one. */
 export function nameIn(fragment) {
   const prefixed = fragment.startsWith(`#${PREFIX}`);
   const text = fragment.slice(1 + (prefixed ? PREFIX.length : 0));
-  if (!prefixed && isSection(text)) return null;
+  if (!prefixed && (text === '' || isSection(text))) return null;
   try {
     return decodeURIComponent(text);
   } catch {
