@@ -152,7 +152,7 @@ class Comparisons:
             raise UnknownRun(f"name 1 to {MOST_RUNS} runs: run=ID&run=ID")
         found = []
         for one, directory in zip(ids, self._folder.directories(ids), strict=True):
-            if directory is None:
+            if directory is None or not directory.is_dir():  # without files it would be read as an empty run
                 raise UnknownRun(f"run={clean(one[:40])}: no run of this folder has this id, or it cannot be read")
             found.append(directory)
         return found
@@ -165,7 +165,7 @@ class Comparisons:
                 runs.append(self._load(directory))
             except (SweInferError, OSError) as error:
                 notes.append(f"Left out: {clean(str(error))}")
-            if not directory.is_dir():  # it was read as a run without files
+            if not directory.is_dir():  # while it was read
                 raise UnknownRun(f"{clean(directory.name)}: was removed or moved")
         if not runs:
             raise ConfigError(" ".join(notes))
