@@ -139,7 +139,12 @@ class Comparisons:
         return kept
 
     def latest(self, ids: Sequence[str]) -> Made:
-        """The last comparison of the runs with these ids, without a wait for a new one if there is one."""
+        """The last comparison of the runs with these ids, without a wait for a new one if there is one.
+
+        Raises:
+            UnknownRun, SweInferError: see :meth:`of`.
+        """
+        self.directories(ids)
         return self._kept.get(tuple(ids)) or self.of(ids)
 
     def directories(self, ids: Sequence[str]) -> list[Path]:
