@@ -96,8 +96,8 @@ def state_home() -> Path | None:
 
 
 def _home(variable: str, default: str) -> Path | None:
-    """XDG Base Directory Specification 0.8."""
-    if named := os.environ.get(variable):
+    """XDG Base Directory Specification 0.8, which ignores relative paths."""
+    if os.path.isabs(named := os.environ.get(variable, "")):
         return Path(named) / "swe_infer"
     try:
         return Path.home() / default / "swe_infer"

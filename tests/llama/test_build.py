@@ -54,7 +54,7 @@ def libraries(cache: Path) -> dict[str, int]:
 
 def fake_compiler(tmp_path: Path, script: str) -> Path:
     compiler = tmp_path / "compiler"
-    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.write_text(script if script == "\0" else f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     return compiler
 
@@ -173,14 +173,48 @@ def test_without_a_cache_directory_kernels_are_compiled_for_the_process(
     assert answer(source) == 42
 
 
+@pytest.mark.parametrize("problem", ["full", "noexec"])
+def test_where_the_cache_cannot_be_used_kernels_are_compiled_for_the_process(
+    source: Path, cache: Path, tmp_path: Path, problem: str
+) -> None:
+    full = 'case "$*" in */swe_infer/kernels/*) echo "ld: No space left on device" >&2; exit 1; esac; exec c++ "$@"'
+    code = (
+        "import logging, sys; from pathlib import Path; from swe_infer.llama.native.build import compiled; "
+        "logging.basicConfig(); print(compiled('test', folder=Path(sys.argv[1])).answer())"
+    )
+    command = [sys.executable, "-c", code, str(source)]
+    environment = dict(os.environ)
+    if problem == "full":
+        environment["CXX"] = str(fake_compiler(tmp_path, full))
+        reason = "No space left on device"
+    else:
+        mount = 'mkdir -p "$0" && mount -t tmpfs -o noexec,mode=700 none "$0"'
+        command = ["unshare", "-m", "sh", "-c", f'{mount} || exit 77; exec "$@"', str(cache), *command]
+        reason = "is on a file system that is mounted noexec"
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip("may not mount a file system")
+    assert done.stdout == "42\n", done.stderr
+    assert done.stderr.count("WARNING") == 1
+    assert reason in done.stderr
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
         (None, "not a compiler that can be run"),
+        ("\0", r"not a compiler that can be run \(Exec format error\)"),
+        (
+            "echo 'ld: undefined symbol' >&2; echo 'collect2: error: ld failed' >&2; exit 1",
+            r"\(ld: undefined symbol\)",
+        ),
         ("echo 'x.cpp:1: error: no flag' >&2; exit 1", r"cannot compile the kernels \(x.cpp:1: error: no flag\)"),
         ('while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "cannot be loaded"),
     ],
-    ids=["missing", "failing", "invalid_library"],
+    ids=["missing", "not_a_program", "linker", "failing", "invalid_library"],
 )
 def test_a_failing_compiler_is_the_reason(
     source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, reason: str
@@ -190,6 +224,33 @@ def test_a_failing_compiler_is_the_reason(
     with pytest.raises(Unavailable, match=reason):
         answer(source)
     assert cache.is_dir()
+
+
+def test_a_variable_that_is_no_command_is_the_reason(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "g++ '")
+    with pytest.raises(Unavailable, match=r"^CXX=g\+\+ ': not a command \(No closing quotation\)$"):
+        answer(source)
+
+
+def test_a_relative_cache_directory_is_ignored(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory may belong to anyone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert answer(source) == 42
+    assert not Path("here").exists()
+    assert len(libraries(tmp_path / ".cache" / "swe_infer" / "kernels")) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_library_of_another_user_in_the_folder_is_not_loaded(source: Path, cache: Path) -> None:
+    os.chown(planted(source, cache, "foreign"), 12345, -1)
+    assert answer(source, name="foreign") == 42
+    assert len([name for name in libraries(cache) if name.startswith("foreign")]) == 2
 
 
 def test_a_missing_compiler_is_the_reason(

@@ -2,7 +2,8 @@
 
 The library is cached in ``$XDG_CACHE_HOME/swe_infer/kernels`` (``~/.cache/swe_infer/kernels``). Its name covers the
 instruction set, the sources and flags, the C library and the compiler. A library is executed, so the folder must
-belong to the user, and nobody else may write in it; otherwise the kernels are compiled for the process alone.
+belong to the user, and nobody else may write in it. Where it does not, or cannot be written or executed from, the
+kernels are compiled for the process alone.
 
 The environment variable ``SWE_INFER_NATIVE_KERNELS`` limits the kernels: ``off`` disables them, ``avx2`` and
 ``avx512`` exclude later instruction sets of x86-64; ``amx`` or nothing is no limit.
@@ -11,6 +12,7 @@ The environment variable ``SWE_INFER_NATIVE_KERNELS`` limits the kernels: ``off`
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import logging
@@ -137,21 +139,26 @@ def compiled(name: str, *flags: str, folder: Path | None = None) -> ctypes.CDLL:
             return _cached(place, f"{name}-{digest.hexdigest()[:16]}", identity, command)
         except OSError as error:
             _log.warning("compiling kernels for this process alone, which takes a few seconds: %s", error)
-    with tempfile.TemporaryDirectory() as alone:
-        _compile(command, Path(alone) / "kernels.so")
-        return _open(Path(alone) / "kernels.so")
+    try:
+        with tempfile.TemporaryDirectory() as alone:
+            _compile(command, Path(alone) / "kernels.so")
+            return _open(Path(alone) / "kernels.so")
+    except OSError as error:
+        raise Unavailable(f"they cannot be compiled in the folder for temporary files: {error}") from error
 
 
 def _private(folder: Path) -> Path:
     """Create ``folder`` for this user alone, or check that it is.
 
     Raises:
-        OSError: it cannot be created, or another user owns it or may write in it.
+        OSError: it cannot be created, another user owns it or may write in it, or programs may not run from it.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise PermissionError(f"{folder} must be a folder of this user in which nobody else may write")
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise PermissionError(f"{folder} is on a file system that is mounted noexec")
     return folder
 
 
@@ -168,6 +175,8 @@ def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -
         found = [folder / name for name in names] if compiler else sorted(folder.glob(f"{kind}-*.so"))
         for path in filter(Path.is_file, found):
             try:
+                if path.lstat().st_uid != os.geteuid():  # from a time when others could write in the folder
+                    raise Unavailable("another user wrote it")
                 return _open(path)
             except Unavailable as error:
                 _log.debug("%s: compiled again for this machine", error)
@@ -201,7 +210,11 @@ def _c_library() -> str:
 
 def _compiler() -> tuple[list[str], str | None]:
     """The command of the compiler, and what identifies its version; None: there is no such program."""
-    command = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, _COMPILERS), "")]
+    variable = os.environ.get("CXX", "")
+    try:
+        command = shlex.split(variable) or [next(filter(shutil.which, _COMPILERS), "")]
+    except ValueError as error:
+        raise Unavailable(f"CXX={variable}: not a command ({error})") from error
     found = shutil.which(command[0])
     if found is None:
         return command, None
@@ -219,7 +232,12 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], target: Path) -> None:
-    """Compile into ``target``, which is created atomically."""
+    """Compile into ``target``, which is created atomically.
+
+    Raises:
+        OSError: its folder cannot be written, or the disk is full.
+        Unavailable: the compiler fails.
+    """
     compiler = command[0]
     if not compiler:
         raise Unavailable("no C++ compiler on this machine")
@@ -228,14 +246,22 @@ def _compile(command: list[str], target: Path) -> None:
         made = Path(folder) / target.name
         try:
             done = subprocess.run(
-                [*command, str(made)], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
+                [*command, str(made)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_S,
+                env={**os.environ, "TMPDIR": folder, "LC_ALL": "C"},
             )
-        except (FileNotFoundError, PermissionError) as error:
-            raise Unavailable(f"CXX={compiler}: not a compiler that can be run") from error
+        except OSError as error:  # for example a program of another processor
+            raise Unavailable(f"CXX={compiler}: not a compiler that can be run ({error.strerror})") from error
         except subprocess.TimeoutExpired as error:
             raise Unavailable(f"{compiler} did not end within {_TIMEOUT_S} s") from error
         if done.returncode:
-            why = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
-            raise Unavailable(f"{compiler} cannot compile the kernels ({why.strip()})")
+            if os.strerror(errno.ENOSPC) in done.stderr:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target.parent))
+            lines = [line.strip() for line in done.stderr.splitlines() if not line.startswith("collect2:")]
+            why = next((line for line in lines if "error" in line), lines[-1] if lines else f"exit {done.returncode}")
+            raise Unavailable(f"{compiler} cannot compile the kernels ({why})")
         os.replace(made, target)
     _log.info("compiled kernels for this processor in %.1f s", time.perf_counter() - started)
