@@ -53,6 +53,28 @@ def test_backend_agrees_with_float64(
 
 
 @pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize("dtype", DTYPES, indirect=True)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["sdpa", "native"])
+def test_numbers_that_are_not_finite_stay_in_their_sequence(name: str, value: float, dtype: torch.dtype) -> None:
+    """An earlier sequence may have left them in the rest of a block."""
+    backend = make_backend(name, dtype, 6, 2, 64)
+    scene, size = Scene(backend, [(1, 45), (7, 77), (1, 130)]), backend.block_size
+    plan = backend.plan(scene.layout)
+    before = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, plan)
+    lengths = (*scene.layout.key_lens, 0)
+    for table, length in zip([*scene.tables, [0]], lengths, strict=True):  # block 0 belongs to none
+        places = torch.tensor([table[p // size] * size + p % size for p in range(length, len(table) * size)])
+        stale = torch.full((len(places), 2, 64), value, dtype=dtype)
+        backend.write(scene.k_pool, scene.v_pool, stale, stale, backend.slots(places))
+    assert torch.equal(backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, plan), before)
+    scene.q_THD[0] = torch.nan
+    after = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, plan)
+    assert after[0].isnan().all()
+    assert torch.equal(after[1:], before[1:])
+
+
+@pytest.mark.usefixtures("on_a_cpu")
 @pytest.mark.parametrize("window", [1, 40, 128, 300])
 @pytest.mark.parametrize("name", ["sdpa", "native"])
 def test_windows_agree_with_float64_and_with_any_chunking(name: str, window: int) -> None:

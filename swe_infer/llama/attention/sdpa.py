@@ -93,8 +93,10 @@ class Backend(AttentionBackend[Plan]):
         return rows_TK.flatten()
 
     def write(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, slots: Tensor) -> None:
+        """Numbers that are not finite become 0: masks would pass NaN on to sequences that get the block later."""
         for pool, x_TKD in ((k_pool, k_TKD), (v_pool, v_TKD)):
-            pool.view(-1, self.shape.head_dim).index_copy_(0, slots, x_TKD.flatten(0, 1))
+            finite_TKD = x_TKD.nan_to_num(0.0, 0.0, 0.0)
+            pool.view(-1, self.shape.head_dim).index_copy_(0, slots, finite_TKD.flatten(0, 1))
 
     def plan(self, layout: Layout) -> Plan:
         prefills, start = [], 0

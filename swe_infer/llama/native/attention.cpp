@@ -40,10 +40,20 @@ struct State {
     float top[MAX_ROWS], total[MAX_ROWS];
 };
 
-// exp2_of without denormal results, which are about a hundred times slower.
+// exp2_of without denormal results, which are about a hundred times slower. NaN stays NaN.
 Vector weight_of(const Vector& x) {
-    return exp2_of(larger(x, splat(-125.0f)));
+    return exp2_of(larger(splat(-125.0f), x));
 }
+
+#ifdef BFLOAT16
+bool is_finite(bfloat16 x) {
+    return (x & 0x7f80) != 0x7f80;
+}
+#else
+bool is_finite(float x) {
+    return x - x == 0;
+}
+#endif
 
 // Softmax weights of one row over a panel of which it sees the keys `first` to `end`: 2^(score * scale), with a running
 // maximum and sum over the panels. Masked keys have weight 0.
@@ -179,7 +189,8 @@ extern "C" void attend(element* out, const element* q, int64_t q_token, const el
     }
 }
 
-// Write keys and values (T K D) into the cache. `places`: token index in the cache.
+// Write keys and values (T K D) into the cache. `places`: token index in the cache. Values that are not finite become 0:
+// a row that does not see them, perhaps of another sequence, multiplies them by 0. Their keys keep NaN and infinity.
 extern "C" void write_cache(element* keys, element* values, const element* k, int64_t k_token, const element* v,
                             int64_t v_token, const int64_t* places, int count, int kv_heads, int head_dim,
                             int threads) {
@@ -198,7 +209,8 @@ extern "C" void write_cache(element* keys, element* values, const element* k, in
             from = v + t * v_token + head * head_dim;
             to = values + start + offset / DEPTH * TILE;
             for (int d = 0; d < head_dim; d++)
-                to[d / WIDTH * WIDTH * BLOCK + Layout::offset_of(offset % DEPTH, d % WIDTH)] = from[d];
+                to[d / WIDTH * WIDTH * BLOCK + Layout::offset_of(offset % DEPTH, d % WIDTH)] =
+                    is_finite(from[d]) ? from[d] : element{};
         }
     }
 }
