@@ -314,7 +314,9 @@ class CostBudget:
             self.charge(granted.result(), Decimal(0))
         else:
             granted.cancel()
-            self._admit()
+            # Once for all requests that end together: there may be thousands.
+            self._stop_polling()
+            self._poll = asyncio.get_running_loop().call_later(0, self._admit)
 
     def _stop_polling(self) -> None:
         if self._poll is not None:
