@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,12 @@ def is_done(samples: int) -> Callable[[dict[str, dict[str, Any]]], bool]:
     return lambda rows: "run" in rows and rows["run"]["done"] == samples
 
 
+def compares_remaining(page: View, remaining: int, rows: dict[str, dict[str, Any]]) -> bool:
+    """Whether the comparison of the run, which may be some seconds old, states this number of remaining samples."""
+    data = json.loads(page.get(f"/data/comparison.json?run={rows['run']['id']}")[2])
+    return bool(data["figures"]["runs"][0]["remaining"] == remaining)
+
+
 def test_a_run_is_followed_from_its_first_to_its_last_answer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,14 +146,14 @@ def test_a_run_is_followed_from_its_first_to_its_last_answer(
             process.communicate(TIMEOUT_S)
             page.wait_for(lambda rows: rows["run"]["state"] == "interrupted")
             assert page.rows["run"]["done"] == listed(folder, capsys)["run"]["done"] == done
-            data = json.loads(page.get(f"/data/comparison.json?run={page.rows['run']['id']}")[2])
-            assert data["figures"]["runs"][0]["remaining"] == 10 - done
+            page.wait_for(partial(compares_remaining, page, 10 - done))
         server.reset()
         process = commands.start(*command, cwd=tmp_path, env=environment)
         page.wait_for(lambda rows: rows["run"]["state"] == "complete")
         process.communicate(TIMEOUT_S)
         assert process.wait() == 0
         page.wait_for(lambda rows: rows["run"]["finished"] is None)
+        page.wait_for(partial(compares_remaining, page, 0))
         path = f"/data/comparison.json?run={page.rows['run']['id']}"
         status, headers, text = page.get(path)
         assert status == 200
