@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +41,18 @@ def check_adapter(directory: Path) -> dict[str, Any]:
         used.append(f"bias={config['bias']}")
     if used:
         raise CheckpointError(f"{path}: {', '.join(used)} is not supported")
-    for key in ("r", "lora_alpha"):
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    values = {key: config.get(key) for key in ("r", "lora_alpha")}
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, Mapping):
+            raise CheckpointError(f"{path}: {key}={patterns!r}: must be an object with a number for each pattern")
+        for pattern, value in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise CheckpointError(f"{path}: {key}: {pattern!r} is not a regular expression ({error})") from error
+            values[f"{key}.{pattern}"] = value
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise CheckpointError(f"{path}: {key}={value!r}: must be a positive number")
     return config

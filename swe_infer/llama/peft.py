@@ -62,6 +62,8 @@ def _add(a: StoredTensor, b: StoredTensor, weight: Sequence[Piece], config: Mapp
     """Add ``scale * B A`` to the base weight."""
     outputs, inputs = weight[0].shape
     rank = a.shape[0] if a.shape else 0
+    a.check_shape((rank, inputs))  # before memory is allocated
+    b.check_shape((outputs, rank))
     a_RI, b_OR = torch.empty(rank, inputs), torch.empty(outputs, rank)
     a.read(a_RI)
     b.read(b_OR)
@@ -69,6 +71,8 @@ def _add(a: StoredTensor, b: StoredTensor, weight: Sequence[Piece], config: Mapp
     delta_OI = (b_OR.to(device) @ a_RI.to(device)).mul_(_scale(config, module, rank))
     for piece in weight:
         piece.target.copy_(delta_OI[piece.part].add_(piece.target))
+        if not piece.target.isfinite().all():
+            raise CheckpointError(f"{a.path}: tensor {a.name} makes the weight of {module} overflow")
 
 
 def _replace(

@@ -49,21 +49,27 @@ class StoredTensor:
             part: rows, and columns of a matrix; None: all.
 
         Raises:
-            CheckpointError: the tensor has another shape, or values that are not finite, or cannot be read.
+            CheckpointError: the tensor has another shape, or values that are not finite in the type of ``target``,
+                or it cannot be read.
         """
         expected = tuple(target.shape if shape is None else shape)
-        if self.shape != expected:
-            raise CheckpointError(
-                f"{self.path}: tensor {self.name} has shape {list(self.shape)}, expected {list(expected)}"
-            )
+        self.check_shape(expected)
         rows, *columns = part or (slice(0, expected[0]),)
         step = max(1, _CHUNK // (self.dtype.itemsize * max(1, math.prod(expected[1:]))))
         for start in range(rows.start, rows.stop, step):
             stop = min(start + step, rows.stop)
-            chunk = self._slice((slice(start, stop), *columns))
+            chunk = target[start - rows.start : stop - rows.start]
+            chunk.copy_(self._slice((slice(start, stop), *columns)))
             if chunk.numel() and not all(bool(edge.isfinite()) for edge in chunk.aminmax()):
-                raise CheckpointError(f"{self.path}: tensor {self.name} has values that are not finite")
-            target[start - rows.start : stop - rows.start].copy_(chunk)
+                name = str(target.dtype).removeprefix("torch.")
+                raise CheckpointError(f"{self.path}: tensor {self.name} has values that are not finite in {name}")
+
+    def check_shape(self, expected: tuple[int, ...]) -> None:
+        """Raises CheckpointError if the tensor has another shape."""
+        if self.shape != expected:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.name} has shape {list(self.shape)}, expected {list(expected)}"
+            )
 
     def _slice(self, part: tuple[slice, ...]) -> Tensor:
         if self.loaded is not None:
@@ -223,7 +229,7 @@ def _files(directory: Path, name: str) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
-    files = [directory / Path(str(file)).name for file in dict.fromkeys(weight_map.values())]
+    files = [directory / Path(file).name for file in dict.fromkeys(map(str, weight_map.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(f"{directory}: {', '.join(missing)} named by {index.name} is missing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,11 @@ def test_a_pickled_adapter_is_refused_unless_asked_for(checkpoint: Path, tmp_pat
         ({"fan_in_fan_out": True}, "fan_in_fan_out is not supported"),
         ({"r": 0}, "r=0: must be a positive number"),
         ({"r": 5}, "states rank 5"),
+        ({"lora_alpha": math.inf}, "lora_alpha=inf: must be a positive number"),
+        ({"lora_alpha": 1e60}, r"tensor .*lora_A\.weight makes the weight of .* overflow"),
+        ({"rank_pattern": ["q_proj"]}, "must be an object with a number for each pattern"),
+        ({"rank_pattern": {"(": 3}}, r"rank_pattern: '\(' is not a regular expression"),
+        ({"alpha_pattern": {"q_proj": "x"}}, r"alpha_pattern\.q_proj='x': must be a positive number"),
     ],
 )
 def test_an_adapter_that_cannot_be_merged_is_refused(
@@ -129,6 +135,7 @@ def test_an_adapter_of_a_larger_model_is_refused(checkpoint: Path, tmp_path: Pat
     [
         ("layers.1.input_layernorm", (4, 64), "which the base model does not have as a matrix"),
         ("layers.1.self_attn.q_proj", (), r"has shape \[\], expected"),
+        ("layers.1.self_attn.q_proj", (10**15, 0), r"has shape \[1000000000000000, 0\], expected"),
         ("layers.1.self_attn.q_proj", (4, 65), r"lora_A\.weight has shape \[4, 65\], expected \[4, 64\]"),
     ],
 )

@@ -123,9 +123,10 @@ def test_a_tensor_of_another_shape_is_named(copy: Path) -> None:
         load(copy)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
 def test_values_that_are_not_finite_are_refused(copy: Path, value: float) -> None:
-    weight = torch.zeros(64)
+    """A float64 may exceed float32."""
+    weight = torch.zeros(64, dtype=torch.float64)
     weight[17] = value
     change_tensors(copy, **{"model.norm.weight": weight})
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values that are not finite"):
@@ -148,9 +149,13 @@ def test_a_file_of_another_format_is_refused(copy: Path) -> None:
 
 
 def test_a_file_that_the_index_names_and_that_is_missing_is_named(copy: Path) -> None:
-    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    index: dict[str, dict[str, Any]] = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors named by .* is missing"):
+        load(copy)
+    index["weight_map"]["model.norm.weight"] = ["model.safetensors"]
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"named by .* is missing"):
         load(copy)
 
 
