@@ -427,9 +427,15 @@ def _verdict_text(result: Result, verdict: Verdict | None, *, evaluated: bool) -
     text = "resolved" if result.resolved else "not resolved"
     if verdict is None:
         return text
-    source = f" ({verdict.source}{', ' if verdict.judged else ''}{verdict.judged or ''})" if verdict.source else ""
+    judged = _JUDGED.get(verdict.judged or "", "")
+    source = f" ({verdict.source}{judged})" if verdict.source else ""
     return clean(f"{text}{source}" + (f"\n{verdict.reason}" if verdict.reason else ""))
 
+
+_JUDGED = {
+    "outside": ", judged outside the process of the patched code",
+    "beside": ", judged in the process of the patched code",
+}
 
 _MARKER = re.compile(r"^\[(start|end) of ([^\r\n]+)\]\r?$\n?", re.MULTILINE)
 

@@ -191,7 +191,11 @@ def test_the_output_of_the_harness_is_in_the_page(tmp_path: Path) -> None:
     (tmp_path / "secret" / "patch.diff").write_text("patch of i-3")
     (tmp_path / "secret" / "test_output.txt").write_text("a secret")
     (model / "i-3").symlink_to(tmp_path / "secret")
+    verdict = {"instance_id": "i-1", "sample": 0, "resolved": True, "source": "tests", "judged": "outside"}
+    (run / "evaluation.jsonl").write_text(json.dumps(verdict) + "\n")
     page = Page(report(tmp_path, run).read_text())
+    ((sample,),) = page.detail("i-1")["runs"]
+    assert sample["verdict"] == "resolved (tests, judged outside the process of the patched code)"
     ((output,),) = page.detail("i-1")["outputs"]
     assert output.endswith("xx1 failed")
     assert len(output) < 20_001
