@@ -22,6 +22,9 @@ _CANDIDATES = 256
 _CHUNK = 1 << 22
 """Maximum logits that are sampled at once, each in up to ten tensors of 8 bytes."""
 
+_MIN_TEMPERATURE = 1e-200
+"""Greedy in effect; logits divided by less would be infinite."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -57,7 +60,7 @@ class Sampler:
 
 
 def _distribution(logits_RV: Tensor, rows_R: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    temperatures_R1 = _send([d.temperature for d in params], logits_RV)[:, None]
+    temperatures_R1 = _send([max(d.temperature, _MIN_TEMPERATURE) for d in params], logits_RV)[:, None]
     uniforms_R1 = _send([uniform(d.seed, d.index) for d in params], logits_RV)[:, None]
     scaled_RV = logits_RV.index_select(0, rows_R).double() / temperatures_R1
     return torch.softmax(scaled_RV, -1), uniforms_R1

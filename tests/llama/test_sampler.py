@@ -79,6 +79,11 @@ def test_temperature_zero_is_the_most_likely_token(logits: torch.Tensor) -> None
     assert Sampler()(logits, params) == logits.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("top_p", [None, 0.5])
+def test_the_smallest_temperature_is_nearly_zero(logits: torch.Tensor, top_p: float | None) -> None:
+    assert Sampler()(logits, [SamplingParams(5e-324, top_p, 0, 0)] * 5) == logits.argmax(-1).tolist()
+
+
 def test_the_smallest_nucleus_is_the_most_likely_token(logits: torch.Tensor) -> None:
     params = [SamplingParams(1.0, 1e-9, seed, 3) for seed in range(5)]
     assert Sampler()(logits, params) == logits.argmax(-1).tolist()
