@@ -268,18 +268,20 @@ def test_a_summary_says_what_is_known(tmp_path: Path) -> None:
         f"{better}, at 5.0 times the cost ($0.5000 and $0.1000 for each instance).",
         "The Pareto frontier of cost and rate, cheapest first: B (25.0 % for $0.1000 an instance) and "
         "A (50.0 % for $0.5000 an instance).",
-        "Of 40 instances, both solve 10, at least one solves 20; the runs differ on 10.",
+        "Of 40 instances, both resolve 10, at least one resolves 20; the runs differ on 10.",
     ]
     assert summary(b, a, baseline="B")[0].startswith("A (b) resolves 25.0 points less than B (a)")
     assert summary(a, unknown)[:2] == [
-        better.replace("(b)", "(c)") + ".",
-        "No other run of a known cost costs less or has a higher rate than A (50.0 % for $0.5000 an instance). "
-        "The cost of B is unknown.",
+        better.replace("(b)", "(c)") + ", at $0.5000 for each instance (the cost of B is unknown).",
+        "Of 40 instances, both resolve 10, at least one resolves 20; the runs differ on 10.",
     ]
-    assert summary(b, unknown)[0] == "A (b) and B (c) have the same rate on their 40 common instances."
+    assert summary(b, unknown)[0] == (
+        "A (b) and B (c) have the same rate on their 40 common instances; A ran at $0.1000 for each instance "
+        "(the cost of B is unknown)."
+    )
     assert summary(a, other) == [
         "B (d) and A (a) have no instance in common, so they are not compared.",
-        "Of 41 instances, both solve 0, at least one solves 21; the runs differ on 0.",
+        "Of 41 instances (0 common to both), both resolve 0, at least one resolves 21; the runs differ on 0.",
         "Not finished: B (1 sample remains).",
     ]
     assert summary(write_run(tmp_path / "e", [], remaining=2)) == [
