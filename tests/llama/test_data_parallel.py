@@ -62,6 +62,11 @@ class ThreadWorker:
         self.answered += [str(answer.request.key) for m in messages if m[0] == "answers" for answer in m[2]]
         return messages
 
+    def wait_until_loaded(self) -> None:
+        deadline = time.monotonic() + 120
+        while not self._host.has_message() and time.monotonic() < deadline:
+            time.sleep(0.002)
+
     def close(self) -> None:
         self.alive = False
         self._host.close()
@@ -93,7 +98,9 @@ def test_one_engine_starts_and_late_ones_join(model: LlamaModel, checkpoint: Pat
 
     def asked() -> Iterator[GenerationRequest]:
         for number, request in enumerate(requests()):
-            late.paused = number < 6
+            if number == 6:
+                late.wait_until_loaded()
+                late.paused = False
             yield request
 
     found = {str(answer.request.key): answer.token_ids for answer in group.generate(asked(), refuse)}
