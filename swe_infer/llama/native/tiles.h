@@ -122,17 +122,24 @@ private:
 };
 
 // Products of elements with tiles of elements.
+#if defined(__AMX_BF16__) && defined(BFLOAT16)
+class Tiles {
+public:
+    // The last argument is always 2: the head dimension is a multiple of 32.
+    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
+                  int chunks, bool zero_init, int /* halves */ = 2) {
+        matrix_.multiply<1>(c, c_row, {a, a_row, TileLayout<element>::DEPTH, 0, 16 * a_row}, rows, b, second, chunks,
+                            zero_init);
+    }
+
+private:
+    MatrixTiles matrix_;
+};
+#else
 struct Tiles {
     void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
                   int chunks, bool zero_init, int halves = 2) {
-#if defined(__AMX_BF16__) && defined(BFLOAT16)
-        constexpr int DEPTH = TileLayout<element>::DEPTH;
-        matrix.multiply<1>(c, c_row, {a, a_row, DEPTH, 0, 16 * a_row}, rows, b, second, chunks, zero_init);
-    }
-
-    MatrixTiles matrix;
-#else
         VectorProduct<element>{c, c_row, a, a_row, b, second, chunks, zero_init}.multiply(rows, halves);
     }
-#endif
 };
+#endif
