@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -224,6 +225,18 @@ def test_a_failing_compiler_is_the_reason(
     with pytest.raises(Unavailable, match=reason):
         answer(source)
     assert cache.is_dir()
+
+
+def test_a_compiler_that_starts_a_server_is_not_waited_for(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sccache does. The server keeps the compiler's standard error open."""
+    server = f'sleep 150 & echo $! > "{tmp_path}/server"; exec c++ "$@"'
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, server)))
+    try:
+        assert answer(source) == 42
+    finally:
+        os.kill(int((tmp_path / "server").read_text()), signal.SIGKILL)
 
 
 def test_a_variable_that_is_no_command_is_the_reason(

@@ -244,23 +244,27 @@ def _compile(command: list[str], target: Path) -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        try:
-            done = subprocess.run(
-                [*command, str(made)],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT_S,
-                env={**os.environ, "TMPDIR": folder, "LC_ALL": "C"},
-            )
-        except OSError as error:  # for example a program of another processor
-            raise Unavailable(f"CXX={compiler}: not a compiler that can be run ({error.strerror})") from error
-        except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"{compiler} did not end within {_TIMEOUT_S} s") from error
+        # The server of a compiler cache may hold the end of a pipe, and the disk may be full.
+        with open(os.memfd_create("messages"), "w+b") as messages:
+            try:
+                done = subprocess.run(
+                    [*command, str(made)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=messages,
+                    timeout=_TIMEOUT_S,
+                    env={**os.environ, "TMPDIR": folder, "LC_ALL": "C"},
+                )
+            except OSError as error:  # for example a program of another processor
+                raise Unavailable(f"CXX={compiler}: not a compiler that can be run ({error.strerror})") from error
+            except subprocess.TimeoutExpired as error:
+                raise Unavailable(f"{compiler} did not end within {_TIMEOUT_S} s") from error
+            messages.seek(0)
+            said = messages.read().decode(errors="replace")
         if done.returncode:
-            if os.strerror(errno.ENOSPC) in done.stderr:
+            if os.strerror(errno.ENOSPC) in said:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target.parent))
-            lines = [line.strip() for line in done.stderr.splitlines() if not line.startswith("collect2:")]
+            lines = [line.strip() for line in said.splitlines() if not line.startswith("collect2:")]
             why = next((line for line in lines if "error" in line), lines[-1] if lines else f"exit {done.returncode}")
             raise Unavailable(f"{compiler} cannot compile the kernels ({why})")
         os.replace(made, target)
