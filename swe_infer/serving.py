@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 _BACKLOG = 200
 _ENDING_S = 1
+"""Time for responses in progress when the server ends, in seconds."""
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address.
+    """Opens a socket that listens on an address.
 
     Args:
         port: 0: any free one.
@@ -79,7 +80,7 @@ def serve(app: ASGIApp, listener: socket.socket, connections: int = 200) -> None
         timeout_graceful_shutdown=_ENDING_S,
     )
     server = uvicorn.Server(config)
-    ended = threading.Event()  # Thread.is_alive() is wrong once KeyboardInterrupt has interrupted Thread.join()
+    ended = threading.Event()  # Thread.is_alive() is wrong after KeyboardInterrupt has interrupted Thread.join()
 
     def run() -> None:
         try:
@@ -98,8 +99,8 @@ def serve(app: ASGIApp, listener: socket.socket, connections: int = 200) -> None
             listener.close()
 
 
-def allow_connections() -> None:
-    """Raises the limit of open files, which connections count as, to the most that this user may have."""
+def raise_file_limit() -> None:
+    """Raises the limit of open files, which includes connections, to the maximum for this user."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

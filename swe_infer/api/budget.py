@@ -29,7 +29,7 @@ _POLL_S = 0.1
 """Other processes release reservations without a notification."""
 _UNREACHABLE_POLL_S = 1.0
 _BEAT_S = 15.0
-"""Other machines take a process for dead that shows no sign of life for much longer."""
+"""A process that shows other machines no sign of life for much longer counts as dead."""
 _MAX_OVERTAKEN = 16
 """How many later requests may overtake a waiting one."""
 _USUAL_SHARE = Decimal("0.25")
@@ -110,7 +110,7 @@ class CostBudget:
         except Interrupted as error:
             raise Halted("the run is stopping") from error
         except Unreachable:
-            pass  # it waits
+            pass  # the request waits for the server
         waiter = _Waiter(usd, asyncio.get_running_loop().create_future(), is_final=tighter is None)
         self._waiters.append(waiter)
         try:
@@ -187,7 +187,7 @@ class CostBudget:
         """The smallest amount that is left under any cap; None: there is no cap.
 
         Args:
-            wait: for a ledger's server that does not reply. It blocks the event loop.
+            wait: until a ledger's server replies. It blocks the event loop.
         """
         if not self._ledgers:
             return None
@@ -244,7 +244,7 @@ class CostBudget:
                 self._write_failed = not isinstance(error, Unreachable)
 
     def _show_life(self) -> None:
-        """Shows other machines, now and then, that this process is alive, however long its requests take."""
+        """Shows other machines, every ``_BEAT_S``, that this process is alive, however long its requests take."""
         self._beat = asyncio.get_running_loop().call_later(_BEAT_S, self._show_life)
         for _, ledger in self._ledgers:
             with suppress(StoreError):

@@ -3,9 +3,9 @@
 The server is ``swe-infer-budget`` (:mod:`swe_infer.budget.server`). An address such as
 ``http://budgets:8787/NAME`` names one ledger, or one rate limiter, of the server.
 
-A reply may be lost although the server did what it was asked. A reservation whose reply is lost is released with the
-next call. Changes that would add up have an id, so that the server makes them once. Calls are numbered, so that a
-server that was stopped for a while does not make an old one after a new one.
+A reply may be lost after the server has made the change. A reservation whose reply is lost is released with the next
+call. Changes that would add up have an id, so that the server makes each once. Calls are numbered, so that a server
+that was stopped for a while ignores old calls that it reads after a new one.
 
 The event loop waits for each call. While the server does not reply, the clients of a process try one call at a time,
 and then leave the loop to the answers in flight for a while: other calls fail at once.
@@ -88,7 +88,7 @@ class BudgetAddress:
                 return cls(f"{parts.scheme}://{parts.netloc}", name)
         raise ConfigError(
             f"{key}={clean(without_credentials(text))}: must be the address of a swe-infer-budget server and a name "
-            f"for what is shared, such as http://HOST:8787/NAME; a token belongs into {TOKEN_VARIABLE}"
+            f"for what is shared, such as http://HOST:8787/NAME; a token belongs in {TOKEN_VARIABLE}"
         )
 
 
@@ -117,7 +117,7 @@ def check_budget_server(address: str, key: str) -> None:
 
 @dataclass(slots=True)
 class _Contact:
-    """Whether a server replies, for all clients in this process. Times are of the monotonic clock."""
+    """Whether a server replies, for all clients in this process. Times are seconds of the monotonic clock."""
 
     has_replied: bool = False
     silent_since: float | None = None
@@ -186,13 +186,16 @@ class BudgetClient:
         read: Callable[[Any], _T],
         *,
         timeout_s: float = _TIMEOUT_S,
-        at_once: bool = True,
+        fail_fast: bool = True,
     ) -> _T:
         """Returns the result of one call.
 
         Args:
+            kind: ``ledgers`` or ``limits``.
+            method: the call, such as ``reserve``.
+            arguments: of the call, as JSON values.
             read: converts the result; raises ValueError, TypeError or ArithmeticError if it is invalid.
-            at_once: fail without a call if the last one without a reply was a moment ago.
+            fail_fast: raise without a call if an earlier one got no reply within the last second.
 
         Raises:
             Unreachable: there was no reply. It may come later.
@@ -200,7 +203,7 @@ class BudgetClient:
             StoreError: the server refused the call, or has not replied for a minute.
         """
         contact = self._contact
-        if not at_once or contact.silent_since is None or time.monotonic() - contact.tried_at >= _PAUSE_S:
+        if not fail_fast or contact.silent_since is None or time.monotonic() - contact.tried_at >= _PAUSE_S:
             self.calls += 1
             try:
                 result = read(self._reply(f"/{kind}/{self._path}/{method}", arguments, timeout_s))
@@ -243,7 +246,7 @@ class BudgetClient:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the last call had no reply. Its log line was written."""
+        """Whether the last call had no reply, which is logged already."""
         return self._contact.silent_since is not None
 
     def close(self) -> None:
@@ -319,7 +322,9 @@ class RemoteLedger(CapLedger):
     """A ledger that a server keeps.
 
     Args:
+        address: of the server, with the ledger's name.
         run: the name of the run in the ledger.
+        key: see :class:`BudgetClient`.
 
     Raises:
         ConfigError: the address is invalid.
@@ -418,7 +423,7 @@ class RemoteLedger(CapLedger):
             self._client.close()
 
     def _call_until_reply(self, method: str, read: Callable[[Any], _T], **arguments: Any) -> _T:
-        return _until_reply(lambda: self._call(method, read, at_once=INTERRUPTS.stopping, **arguments))
+        return _until_reply(lambda: self._call(method, read, fail_fast=INTERRUPTS.stopping, **arguments))
 
     def _call(
         self,
@@ -426,7 +431,7 @@ class RemoteLedger(CapLedger):
         read: Callable[[Any], _T],
         *,
         timeout_s: float = _TIMEOUT_S,
-        at_once: bool = True,
+        fail_fast: bool = True,
         **arguments: Any,
     ) -> _T:
         """Calls the server, which first writes what is charged and refunded."""
@@ -434,7 +439,7 @@ class RemoteLedger(CapLedger):
         body = {
             **self._caller, "number": next(self._numbers), "charged": charged, "refunded": refunded, **arguments,
         }  # fmt: skip
-        result = self._client.call("ledgers", method, body, read, timeout_s=timeout_s, at_once=at_once)
+        result = self._client.call("ledgers", method, body, read, timeout_s=timeout_s, fail_fast=fail_fast)
         del self._charged[: len(charged)]
         del self._refunded[: len(refunded)]
         return result
@@ -444,6 +449,10 @@ class RemoteRateLimiter:
     """Schedules that a server keeps; see :class:`~swe_infer.api.rate_limits.SharedRateLimiter`. While the server does
     not reply, nothing may be sent.
 
+    Args:
+        address: of the server, with the rate limiter's name.
+        key: see :class:`BudgetClient`.
+
     Raises:
         ConfigError: the address is invalid.
         StoreError: the server does not reply, or refuses this client.
@@ -452,7 +461,7 @@ class RemoteRateLimiter:
     def __init__(self, address: str, key: str) -> None:
         self._client = BudgetClient(BudgetAddress.parse(address, key), key)
         self._paused_until = 0.0
-        """For the case that the server did not reply when the pause began."""
+        """Kept here too, since the server may not reply when a pause begins."""
         try:
             _until_reply(lambda: self._pause(0.0))
         except BaseException:

@@ -93,13 +93,13 @@ class CapLedger(Protocol):
         """Writes what :meth:`charge_later` has not written yet."""
 
     def refund(self, usd: Decimal) -> None:
-        """Subtracts a part of what this run was charged, which it was not billed for."""
+        """Subtracts what this run was charged but not billed."""
 
     def remaining(self, *, wait: bool = False) -> Remaining:
         """What is left of the cap, after the reservations of dead processes are released.
 
         Args:
-            wait: for a server that does not reply.
+            wait: until the ledger's server replies, instead of raising an error.
         """
 
     def reserve_batch(self, label: str, amounts: Sequence[Decimal]) -> list[int]:

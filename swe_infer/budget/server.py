@@ -39,8 +39,8 @@ _MAX_BODY = 1 << 24
 _IDLE_S = 600.0
 """A client's connection to its file is closed after this time without a call."""
 _SILENT_S = 60.0
-"""If a ledger gets no call for this time, or the clock is set, its clients may have been unable to reach the server,
-and none counts as dead. They call more often."""
+"""If a ledger gets no call for this time, or the clock is set, its clients may have been unable to reach the server:
+then none counts as dead. Clients that are alive call more often."""
 
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 EntryId = Annotated[int, Field(ge=0, le=10**18)]
@@ -53,9 +53,12 @@ class _Call(BaseModel):
 
 
 class LedgerCall(_Call, ABC):
-    """What all calls to a ledger have in common: who calls, and what it has been charged since its last call.
+    """What all calls to a ledger have in common: the client, and what it was charged since its last call.
 
     Args:
+        owner: the client's id.
+        host: the name of the client's machine.
+        run: the name of the client's run in the ledger.
         number: greater than those of earlier calls by this owner.
         charged: ids of reservations, and what replaces them.
         refunded: ids of refunds, and their amounts.
@@ -71,7 +74,7 @@ class LedgerCall(_Call, ABC):
 
     @abstractmethod
     def make(self, ledger: Ledger) -> Any:
-        """Makes the call. Returns its result. Raises StoreError."""
+        """Makes the call. Returns its result as a JSON value. Raises StoreError."""
 
 
 class Reserve(LedgerCall):
@@ -163,7 +166,7 @@ class BudgetServer:
     """All ledgers and rate limiters in ``folder``.
 
     Args:
-        token: what clients have to send; None: nothing.
+        token: that clients must send; None: they need none.
     """
 
     def __init__(self, folder: Path, token: str | None) -> None:
@@ -175,8 +178,10 @@ class BudgetServer:
         self._called_at: dict[str, float] = {}
         """The time of the last call to each ledger, in seconds since the epoch."""
         self._fault = ""
+        """The last error that was logged."""
 
     def app(self) -> Starlette:
+        """The ASGI application."""
         return Starlette(routes=[Route("/{kind}/{name}/{method}", self._answer, methods=["POST"])])
 
     async def _answer(self, request: Request) -> JSONResponse:
@@ -224,7 +229,7 @@ class BudgetServer:
         return result
 
     def _ledger(self, name: str, call: LedgerCall) -> Ledger:
-        """Raises LookupError for a call that a later one of the same client has overtaken."""
+        """The client's connection to a ledger. Raises LookupError if the client's later call was made already."""
         now, key = time.monotonic(), _key(name, call)
         for other, client in list(self._ledgers.items()):
             if other != key and now - client.used_at > _IDLE_S:
@@ -235,7 +240,7 @@ class BudgetServer:
             self._ledgers[key] = _Client(Ledger(path, call.cap_usd, call.run, owner=owner))
         client = self._ledgers[key]
         if call.number <= client.number:
-            raise LookupError("a later call was made before")
+            raise LookupError("a later call of this client has been made already")
         client.number, client.used_at = call.number, now
         if not 0 <= time.time() - self._called_at.get(name, 0.0) < _SILENT_S:
             client.ledger.renew_owners()

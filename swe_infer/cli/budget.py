@@ -13,7 +13,7 @@ from pathlib import Path
 from swe_infer.api.budget_client import TOKEN_VARIABLE, budget_token
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.command import report_errors
-from swe_infer.serving import allow_connections, is_loopback, listening, serve
+from swe_infer.serving import is_loopback, listening, raise_file_limit, serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def keep_budgets(folder: Path, host: str, port: int) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Raises:
-        ConfigError: the folder or the address cannot be used, or others could use the server.
+        ConfigError: the folder or the address cannot be used, or other machines can reach it and there is no token.
     """
     from swe_infer.budget.server import BudgetServer
 
@@ -41,7 +41,7 @@ def keep_budgets(folder: Path, host: str, port: int) -> None:
     except OSError as error:
         listener.close()
         raise ConfigError(f"{folder}: cannot be used ({error.strerror})") from error
-    allow_connections()
+    raise_file_limit()
     print(f"http://{f'[{address}]' if ':' in address else address}:{bound} keeps its files in {folder}", flush=True)
     serve(BudgetServer(folder, token).app(), listener, connections=10_000)
 

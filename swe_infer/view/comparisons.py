@@ -34,14 +34,14 @@ _MOST_LOADED = 100
 _MOST_KEPT = 4
 """Comparisons that are kept in memory."""
 _LIVE_RESAMPLES = 1000
-"""While a run goes on. The figures of finished runs are those of ``swe-infer-compare``."""
+"""Resamples while a run goes on. The figures of finished runs are those of ``swe-infer-compare``."""
 _SHORTEST_INTERVAL_S = 2.0
-_MOST_TIME = 0.1
-"""The share of time in which the figures of runs in progress are computed again."""
+_LARGEST_SHARE = 0.1
+"""Of the time, for computing the figures of runs in progress again."""
 
 
 class UnknownRun(SweInferError):
-    """No run of the folder has an id, or it cannot be read."""
+    """No run of the folder has a requested id, its directory cannot be read, or the request names too many runs."""
 
 
 class Prompts:
@@ -70,14 +70,16 @@ class Prompts:
 
 
 @dataclass(slots=True)
-class Made:
-    """A comparison of some runs.
+class CachedComparison:
+    """A comparison of some runs, which is kept until they change.
 
     Args:
-        marks: of the runs when it was made.
+        marks: of the runs when it was computed.
         live: whether a run was in progress.
         body: the data of its page as JSON.
         tag: identifies the body.
+        computed_at: by the monotonic clock, in seconds.
+        took_s: the time that it took to compute.
     """
 
     marks: Marks
@@ -85,7 +87,7 @@ class Made:
     comparison: Comparison
     body: str
     tag: str
-    made: float
+    computed_at: float
     took_s: float
     prompts: Prompts
     _details: InstanceDetails | None = field(default=None, repr=False)
@@ -103,7 +105,7 @@ class Made:
 
 
 class Comparisons:
-    """Makes comparisons, and keeps the last ones.
+    """Computes comparisons, and keeps the last ones.
 
     Args:
         folder: the runs.
@@ -112,16 +114,16 @@ class Comparisons:
     def __init__(self, folder: WatchedFolder) -> None:
         self._folder = folder
         self._loaded: OrderedDict[Path, tuple[Marks, LoadedRun]] = OrderedDict()
-        self._kept: OrderedDict[tuple[str, ...], Made] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], CachedComparison] = OrderedDict()
         self._guard = threading.Lock()
         """Only one comparison is computed at a time."""
 
-    def of(self, ids: Sequence[str]) -> Made:
-        """The comparison of the runs with these ids; made again if they have changed.
+    def of(self, ids: Sequence[str]) -> CachedComparison:
+        """The comparison of the runs with these ids, computed again if they have changed.
 
         Raises:
-            UnknownRun: see there.
-            SweInferError: no comparison can be made.
+            UnknownRun: a run is unknown or cannot be read, or there are too many.
+            SweInferError: none of the runs can be loaded.
         """
         directories = self.directories(ids)
         key = tuple(ids)
@@ -130,7 +132,7 @@ class Comparisons:
             marks = tuple(run_marks(directory) for directory in directories)
             live = any(map(self._folder.is_running, directories))
             if kept is None or ((marks, live) != (kept.marks, kept.live) and time.monotonic() >= _due(kept)):
-                kept = self._make(directories, marks, live, None if kept is None else kept.prompts)
+                kept = self._compute(directories, marks, live, None if kept is None else kept.prompts)
             self._kept[key] = kept
             self._kept.move_to_end(key)
             dropped = self._kept.popitem(last=False)[1] if len(self._kept) > _MOST_KEPT else None
@@ -138,7 +140,7 @@ class Comparisons:
             dropped.prompts.close()
         return kept
 
-    def latest(self, ids: Sequence[str]) -> Made:
+    def latest(self, ids: Sequence[str]) -> CachedComparison:
         """The last comparison of the runs with these ids, without a wait for a new one if there is one.
 
         Raises:
@@ -151,7 +153,7 @@ class Comparisons:
         """The directories of the runs with these ids.
 
         Raises:
-            UnknownRun: see there.
+            UnknownRun: see :meth:`of`.
         """
         if not 0 < len(ids) <= MOST_RUNS:
             raise UnknownRun(f"name 1 to {MOST_RUNS} runs: run=ID&run=ID")
@@ -162,7 +164,9 @@ class Comparisons:
             found.append(directory)
         return found
 
-    def _make(self, directories: Sequence[Path], marks: Marks, live: bool, prompts: Prompts | None) -> Made:
+    def _compute(
+        self, directories: Sequence[Path], marks: Marks, live: bool, prompts: Prompts | None
+    ) -> CachedComparison:
         started = time.monotonic()
         runs, notes = [], []
         for directory in directories:
@@ -184,7 +188,7 @@ class Comparisons:
             prompts = Prompts(runs)
         now = time.monotonic()
         tag = hashlib.sha256(body.encode()).hexdigest()[:32]
-        return Made(marks, live, comparison, body, tag, now, now - started, prompts)
+        return CachedComparison(marks, live, comparison, body, tag, now, now - started, prompts)
 
     def _load(self, directory: Path) -> LoadedRun:
         marks = run_marks(directory)
@@ -198,8 +202,8 @@ class Comparisons:
         return known[1]
 
 
-def _due(kept: Made) -> float:
-    return kept.made + max(_SHORTEST_INTERVAL_S, kept.took_s / _MOST_TIME)
+def _due(kept: CachedComparison) -> float:
+    return kept.computed_at + max(_SHORTEST_INTERVAL_S, kept.took_s / _LARGEST_SHARE)
 
 
 def sent_digests(directories: Sequence[Path], instance_id: str) -> Collection[str]:

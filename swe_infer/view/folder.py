@@ -41,15 +41,17 @@ Marks = tuple[object, ...]
 """Inode, size and modification time of a run's files: equal marks mean that nothing changed."""
 
 _SHORTEST_INTERVAL_S = 1.0
-_MOST_TIME = 0.05
-"""The share of one processor that repeated scans may use."""
+_LARGEST_SHARE = 0.05
+"""Of one processor's time, for repeated scans."""
 _EXACT_S = 0.5
 """Seconds of each scan for rates that need all records of a finished run."""
 _FIRST_SCAN_S = 2.0
 """The longest wait of a first request."""
 _MOST_REMOVED = 10_000
+"""Removed runs whose ids are kept for later calls of :meth:`WatchedFolder.changes`."""
 _MOST_NOTES = 10
 _LONGEST_DIFFERENCE = _LONGEST_ERROR = 300
+"""In characters."""
 _OUTSIDE = "a symbolic link to a place outside this folder; start swe-infer-view with that folder"
 
 
@@ -129,10 +131,12 @@ class WatchedFolder:
         """What changed since an earlier call, as JSON values; also requests the next scan.
 
         Args:
-            since: the ``cursor`` of that call; of another process or unknown: everything is returned.
+            since: the ``cursor`` that it returned. If it is unknown or of another process, everything is returned.
 
         Returns:
-            ``runs``: rows that changed; ``removed``: ids; ``whole``: whether ``runs`` is the whole list.
+            ``runs``: rows that changed; ``removed``: ids; ``whole``: whether ``runs`` is the whole list;
+            ``complete``: whether every directory was read once; ``cursor``: for the next call; ``notes``: folders
+            that cannot be read.
         """
         self._wanted.set()
         self._scanned.wait(_FIRST_SCAN_S)
@@ -155,12 +159,7 @@ class WatchedFolder:
         """Reads the directories that changed since the last call."""
         found = search(self._place)
         listed_in = self._memberships(found.sweeps)
-        links = [directory for directory in found.runs if os.path.islink(directory)]
-        # A link to a run that has a row of its own gets none.
-        places = (
-            {os.path.realpath(directory) for directory in found.runs if directory not in links} if links else set()
-        )
-        repeated = {directory for directory in links if os.path.realpath(directory) in places}
+        repeated = _repeated(found.runs)
         present = set()
         for directory in found.runs:
             if self._closed.is_set():
@@ -196,7 +195,7 @@ class WatchedFolder:
                 log.warning("%s: cannot be read: %s", clean(str(self.folder)), _in_one_line(error))
                 log.debug("traceback", exc_info=True)
                 self._scanned.set()
-            self._closed.wait(max(_SHORTEST_INTERVAL_S, (time.thread_time() - started) / _MOST_TIME))
+            self._closed.wait(max(_SHORTEST_INTERVAL_S, (time.thread_time() - started) / _LARGEST_SHARE))
 
     def _id(self, directory: Path) -> str:
         """The id of a run in addresses: a digest of its path in the folder, which stays the same."""
@@ -338,7 +337,7 @@ class WatchedFolder:
 
 
 def _repeated(runs: Sequence[Path]) -> set[Path]:
-    """The links among some run directories to others of them."""
+    """The links to other ones of ``runs``, which have rows of their own."""
     links = {run for run in runs if os.path.islink(run)}
     places = {os.path.realpath(run) for run in runs if run not in links} if links else set()
     return {link for link in links if os.path.realpath(link) in places}

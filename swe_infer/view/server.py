@@ -23,7 +23,7 @@ from swe_infer.view.security import Guard
 log = logging.getLogger(__name__)
 
 _REFRESH_S = 5.0
-"""Between two requests of a comparison's page."""
+"""Between two requests of a comparison's page for new figures."""
 
 
 def application(folder: WatchedFolder, *, host: str, port: int, token: str | None) -> Guard:
@@ -98,12 +98,12 @@ def _json(body: str, headers: Mapping[str, str] | None = None) -> Response:
 
 def _comparison(comparisons: Comparisons, request: Request) -> Response:
     """The data of the page, or 304 if the client has it already."""
-    made = comparisons.of(_ids(request))
-    headers = {"ETag": f'"{made.tag}"', "Cache-Control": "private, no-cache"}
+    found = comparisons.of(_ids(request))
+    headers = {"ETag": f'"{found.tag}"', "Cache-Control": "private, no-cache"}
     known = request.headers.get("if-none-match", "").split(",")
     if headers["ETag"] in [tag.strip().removeprefix("W/") for tag in known]:
         return Response(status_code=304, headers=headers)
-    return _json(made.body, headers)
+    return _json(found.body, headers)
 
 
 def _instance(comparisons: Comparisons, request: Request) -> Response:
