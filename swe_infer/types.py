@@ -567,7 +567,7 @@ class Budget:
     ] = None
     across: Annotated[
         Literal["ledger", "division"],
-        Option("How shards share caps: ledger: through a ledger; division: in equal parts.", "scope"),
+        Option("How shards share caps: ledger: in one ledger; division: in equal parts.", "scope"),
     ] = "ledger"
     ledger: Annotated[
         str | None,

@@ -292,13 +292,9 @@ _PLAIN_ID = re.compile(r"[\w.-]+", re.ASCII)
 def _reasoning(record: Record) -> str:
     details: Mapping[str, Any] = record.get("details") or {}
     found = record.get("reasoning") or details.get("reasoning")
-    return (
-        found
-        if isinstance(found, str)
-        else ""
-        if found is None
-        else json.dumps(found, ensure_ascii=False, default=str)
-    )
+    if found is None:
+        return ""
+    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
 
 
 def _result(record: Record, before: Result | None, verdict: bool | None, *, covered: bool) -> Result | None:

@@ -27,10 +27,14 @@ FRAGMENTATION = 1.25
 
 
 class DeviceMemory:
-    """The memory of one device. A subclass may simulate another device."""
+    """The memory of one device. A subclass may simulate another device.
+
+    Attributes:
+        measures_passes: whether the largest pass is run to measure its memory; on a CPU a share is kept for it.
+    """
 
     reserve_bytes = 1 << 30
-    """Stays free on a GPU for CUDA graphs, their logits, copies that attention keeps, and libraries."""
+    """Bytes that stay free on a GPU for CUDA graphs, their logits, copies that attention keeps, and libraries."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -46,7 +50,7 @@ class DeviceMemory:
         return free if limit is None else min(free, limit)
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
-        """Run ``work``. Returns the largest total of the tensors that it allocates and frees again."""
+        """Run ``work``. Return the largest number of bytes of the tensors that it allocates and frees again."""
         torch.cuda.reset_peak_memory_stats(self.device)
         work()
         torch.cuda.synchronize(self.device)
@@ -54,7 +58,10 @@ class DeviceMemory:
 
 
 def cache_bytes(memory: DeviceMemory, run_largest_pass: Callable[[], object]) -> int:
-    """The bytes that the cache of one rank may have, once the weights are loaded; at most 0 if nothing is left.
+    """The bytes that the cache of one rank may have, once the weights are loaded; 0 or less if nothing is left.
+
+    Args:
+        run_largest_pass: runs the input of :func:`largest_pass`.
 
     Raises:
         ConfigError: the pass does not fit.
@@ -75,7 +82,7 @@ def cache_bytes(memory: DeviceMemory, run_largest_pass: Callable[[], object]) ->
 
 def largest_pass(model: LlamaForCausalLM, context: int, max_batch_tokens: int, max_sequences: int) -> ModelInput:
     """The input of the pass that needs most memory: as many sequences as possible, each with a context of ``context``
-    tokens, the first with a long chunk of its prompt, and the logits of all rows that drafts may ask for.
+    tokens, the first with a long chunk of its prompt, and the logits of as many rows as drafts may have.
 
     All cache blocks are the scratch block, so that a cache of one block suffices.
     """

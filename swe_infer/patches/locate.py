@@ -76,7 +76,7 @@ _SIMILAR = 0.9
 _SHORTEST_SIMILAR, _LONGEST_SIMILAR = 20, 500
 """Characters of a removed line that may differ in punctuation."""
 _LEAST_WRITTEN = 0.75
-"""The share of the file's tokens that a removed line has that leaves out others."""
+"""The share of the tokens of a file's line that a removed line must have to match it."""
 _DEFINED = re.compile(r"[(:{<=]")
 _LONGEST_NAME = 200
 
@@ -693,9 +693,9 @@ def _are_similar(text: str, has: str) -> bool:
 
 
 def _match_left_out_words(lines: Sequence[Line], index: LineIndex) -> Placement | None:
-    """Matches removed lines that leave out words of the file's, if the lines that replace them have these words.
+    """Matches removed lines that leave out words of the file's lines, if the added lines have these words.
 
-    Nothing of the file is lost then. The context must match on both sides, except for one line.
+    Then no word of the file is lost. The context must match on both sides, except for one line.
     """
     lead, core, trail = _split(lines)
     old, new = _sides(core)
@@ -720,8 +720,8 @@ def _match_left_out_words(lines: Sequence[Line], index: LineIndex) -> Placement 
 
 
 def _adds_words(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> bool:
-    """Whether some lines of ``base`` differ from those of ``old``, but begin like them and have their tokens in
-    order, and the lines of ``new`` have those of ``base``."""
+    """Whether some lines of ``base`` differ from those of ``old``, and only by additional words: both begin alike,
+    the tokens of ``old`` are in ``base`` in order, and those of ``base`` are in ``new`` in order."""
     if len(old) != len(base) or any(len(text) > _LONGEST_SIMILAR for text in (*old, *base, *new)):
         return False
     differing = [(o, b, n) for o, b, n in zip(old, base, new, strict=True) if o.strip() != b.strip()]
@@ -741,7 +741,7 @@ def _is_within(part: Sequence[str], whole: Sequence[str]) -> bool:
 
 
 def _have_all_but_one(above: Sequence[str], below: Sequence[str], lines: Sequence[str], place: range) -> bool:
-    """Whether the file has the context around a place, except for at most one line, and some on both sides."""
+    """Whether the file has the context around a place, all but one line of it at most, and some on either side."""
     missing = 0
     for texts, near in (
         (above, lines[max(place.start - len(above), 0) : place.start]),

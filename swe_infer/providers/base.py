@@ -259,7 +259,7 @@ class BatchStatus:
         state: ``ended``: results, perhaps not for all requests; ``failed``: refused as a whole; ``lost``: the vendor
             does not know the id any more, and the requests may have been billed.
         total: requests in the batch; 0 if the vendor has not counted them yet.
-        done: requests with an answer; None: all have a result, by a vendor without counts.
+        done: requests with an answer; None: the vendor states no counts, and all have a result.
         error: why it failed; ``RateLimited`` if it may be submitted again later.
     """
 

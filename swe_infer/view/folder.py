@@ -22,11 +22,11 @@ from typing import Any
 from swe_infer.compare.analysis import Rate
 from swe_infer.compare.keys import deciding_keys
 from swe_infer.compare.loading import load_run
+from swe_infer.compare.table import points_interval
 from swe_infer.errors import SweInferError
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import read_coverage
 from swe_infer.run_directory.figures import Summary
-from swe_infer.run_directory.intervals import Interval
 from swe_infer.run_directory.lock import is_locked
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
@@ -383,12 +383,8 @@ def _rate(rate: Rate | None) -> dict[str, Any] | None:
     return {
         "value": rate.value,
         "wilson_95": None if interval is None else [interval.low, interval.high],
-        "text": percent(rate.value) if interval is None else f"{percent(rate.value)} {_points(interval)}",
+        "text": percent(rate.value) if interval is None else f"{percent(rate.value)} {points_interval(interval)}",
     }
-
-
-def _points(interval: Interval) -> str:
-    return f"[{100 * interval.low:.1f} to {100 * interval.high:.1f}]"
 
 
 def _number(value: Decimal | float | None) -> float | None:

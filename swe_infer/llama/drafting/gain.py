@@ -48,6 +48,11 @@ class DraftState:
 
     Args:
         kind: of its drafter. Drafters of one kind learn together.
+        situation: of the drafter at the last draft, see :class:`DraftGain`.
+        requested: tokens of the last draft that were requested.
+        spent: steps paid since the sequence's last token.
+        failures: times that no draft paid since a token was accepted.
+        steps_to_skip: steps before the next inspection.
     """
 
     kind: Hashable
@@ -101,7 +106,7 @@ class _Situation:
 
     def best_length(self, worth: float, row_cost: float, draft_cost: float) -> int:
         """Return the length with the largest gain: accepted tokens less the cost of rows and drafting, where a step
-        is worth ``worth`` tokens. 0 if none pays, except for a retry now and then."""
+        is worth ``worth`` tokens. 0 if none pays, except for a retry after every ``_RETRY_AFTER`` skipped drafts."""
         best, most = 0, 0.0
         there, good, gain = 1.0, 1.0, -worth * draft_cost
         for length, (drafted, accepted) in enumerate(self.positions, 1):
@@ -211,7 +216,7 @@ class DraftGain:
 
         Args:
             situation: of the drafter.
-            draft_cost: of drafting, without the rows.
+            draft_cost: of drafting, without the rows, in steps.
         """
         worth, row_cost = max(1.0, _CAUTION * self._tokens / self._steps), self.row_cost
         key = state.kind, situation

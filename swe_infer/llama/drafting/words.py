@@ -18,7 +18,7 @@ from heapq import nlargest
 _WORD = re.compile(r"\n[^\S\n]*| ?[^\W\d]\w*| ?\d+| ?[^\w\s]|[^\S\n]")
 
 _LATEST = 16
-"""Maximum voting places of a context: the latest."""
+"""How many places of a context vote: the latest ones."""
 _DEEPEST = 6
 """Maximum words of context that are compared."""
 _GROWTH = 4.0
