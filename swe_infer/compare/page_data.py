@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from swe_infer.compare.analysis import Comparison, Figures, Metric, Rate, differ, solved
+from swe_infer.compare.analysis import Comparison, Figures, Rate, differ, solved
 from swe_infer.compare.export import as_json
 from swe_infer.compare.levels import levels_of, repository_of
 from swe_infer.compare.loading import LoadedRun, Result, Texts, read_texts, total_cost
@@ -73,7 +73,6 @@ def _point(one: Figures, comparison: Comparison) -> dict[str, Any]:
         "label": short_label(one),
         "name": clean(one.run.name),
         "address": _wandb_url(one.run),
-        "on_front": one.on_front,
         "rates": {name: _rate(rate) for name, rate in rates.items() if rate is not None},
         "per_instance": _per_instance(one),
     }
@@ -367,11 +366,9 @@ class InstanceDetails:
 
     def _sample(self, number: int, run: LoadedRun, result: Result, texts: Texts) -> dict[str, Any]:
         verdict = self._verdicts[number].get((result.instance_id, result.sample, result.turn))
-        metric: Metric = "resolved" if run.evaluated else "applies"
         return {
             "sample": result.sample,
             "solved": solved(result, self._comparison.metric),
-            "own_solved": solved(result, metric),
             "outcome": _outcome(result),
             "facts": _facts(result),
             "verdict": _verdict_text(result, verdict, evaluated=run.evaluated),

@@ -7,7 +7,7 @@ const COLOURS = 8;
 const SYMBOLS = ['circle', 'square', 'triangle', 'diamond', 'star', 'hexagon'];
 const FEW = 6; // runs that are labelled with more than their letters
 
-export const colourOf = (index) => `var(--run-${index % COLOURS})`;
+const colourOf = (index) => `var(--run-${index % COLOURS})`;
 const symbolOf = (index) => SYMBOLS[Math.floor(index / COLOURS) % SYMBOLS.length];
 const percent = (value) => `${Math.round(1000 * value) / 10} %`;
 

@@ -10,7 +10,7 @@ const MOST_ROWS = 4000;
  * The lines of a unified diff: `kind` (`header`, `hunk`, `context`, `delete`, `add`, `note`), `text` without the sign,
  * and the line numbers `before` and `after`. The first header line of a file has its `path`.
  */
-export function parsePatch(patch) {
+function parsePatch(patch) {
   const rows = [];
   let before = 0, after = 0, beforeLeft = 0, afterLeft = 0;
   for (const line of patch.replace(/\n$/, '').split('\n')) {
