@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import ipaddress
+import re
 import resource
 import socket
 import threading
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _BACKLOG = 200
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 _ENDING_S = 1
 """Time for responses in progress when the server ends, in seconds."""
 
@@ -103,6 +106,36 @@ def raise_file_limit() -> None:
     """Raises the limit of open files, which includes connections, to the maximum for this user."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def port_number(text: str) -> int:
+    """The type of an option ``--port``, for argparse."""
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 0 to 65535")
+    return int(text)
+
+
+class KnownHosts:
+    """The values of ``Host`` that name this server. A page elsewhere could otherwise reach it through a name that it
+    points here (DNS rebinding).
+
+    Args:
+        host: the address or name that the server listens on.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._names = {host.lower().rstrip("."), "localhost", "127.0.0.1", "::1"}
+        self._any_address = not is_loopback(host)
+        if self._any_address:
+            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    def __contains__(self, values: list[str]) -> bool:
+        """Whether a request with these headers ``Host`` was meant for this server."""
+        match = _HOST.fullmatch(values[0]) if len(values) == 1 else None
+        if match is None:
+            return False
+        name = match[1].strip("[]").lower().rstrip(".")
+        return name in self._names or (self._any_address and ip_address(name) is not None)
 
 
 def is_loopback(host: str) -> bool:

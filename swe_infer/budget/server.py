@@ -32,6 +32,7 @@ from swe_infer.api.coordination import RemoteOwner
 from swe_infer.api.ledger import Ledger, LedgerEntry, to_pico
 from swe_infer.api.rate_limits import SharedRateLimiter
 from swe_infer.errors import StoreError
+from swe_infer.serving import KnownHosts
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +168,12 @@ class BudgetServer:
 
     Args:
         token: that clients must send; None: they need none.
+        host: the address or name that the server listens on.
     """
 
-    def __init__(self, folder: Path, token: str | None) -> None:
+    def __init__(self, folder: Path, token: str | None, host: str) -> None:
         self._folder = folder
+        self._hosts = KnownHosts(host)
         self._token = token
         self._ledgers: dict[tuple[str, str, str, Decimal], _Client] = {}
         """By name, owner, run and cap."""
@@ -188,6 +191,11 @@ class BudgetServer:
         sent = request.headers.get("authorization", "").encode()
         if self._token is not None and not hmac.compare_digest(sent, f"Bearer {self._token}".encode()):
             return JSONResponse({"error": "the token is not accepted"}, 401)
+        if self._token is None and request.headers.getlist("host") not in self._hosts:
+            return JSONResponse({"error": "this server has another name"}, 400)
+        # A page in a browser may not send this type to another server.
+        if request.headers.get("content-type") != "application/json":
+            return JSONResponse({"error": "the body must be application/json"}, 400)
         body = bytearray()
         try:
             async for part in request.stream():

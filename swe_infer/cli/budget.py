@@ -13,7 +13,7 @@ from pathlib import Path
 from swe_infer.api.budget_client import TOKEN_VARIABLE, budget_token
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.command import report_errors
-from swe_infer.serving import is_loopback, listening, raise_file_limit, serve
+from swe_infer.serving import is_loopback, listening, port_number, raise_file_limit, serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def keep_budgets(folder: Path, host: str, port: int) -> None:
         raise ConfigError(f"{folder}: cannot be used ({error.strerror})") from error
     raise_file_limit()
     print(f"http://{f'[{address}]' if ':' in address else address}:{bound} keeps its files in {folder}", flush=True)
-    serve(BudgetServer(folder, token).app(), listener, connections=10_000)
+    serve(BudgetServer(folder, token, host).app(), listener, connections=10_000)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "folder", nargs="?", type=Path, default=Path("budgets"), metavar="FOLDER", help="default: %(default)s"
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8787, help="0: any free one (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=8787, help="0: any free one (default: %(default)s)")
     return parser
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.resources import expanded
+from swe_infer.serving import is_loopback, listening, port_number, serve
 from swe_infer.text import clean, shown
 
 TOKEN = "SWE_INFER_VIEW_TOKEN"
@@ -34,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serves the runs and sweeps of a folder to a browser, read-only, and follows runs in progress.",
     )
     parser.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help="default: outputs")
-    parser.add_argument("--port", type=_port, default=0, help="default: a free one")
+    parser.add_argument("--port", type=port_number, default=0, help="default: a free one")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -44,12 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--open", action="store_true", help="open a browser")
     return parser
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 1 << 16):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 0 to 65535")
-    return int(text)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -62,7 +57,6 @@ def _serve(options: argparse.Namespace) -> None:
     if given is not None and (len(given) < _SHORTEST_TOKEN or not given.isprintable() or " " in given):
         raise ConfigError(f"{TOKEN}: must have at least {_SHORTEST_TOKEN} printable characters without spaces")
 
-    from swe_infer.serving import is_loopback, listening, serve
     from swe_infer.view.folder import WatchedFolder
     from swe_infer.view.server import application
 

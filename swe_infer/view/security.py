@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
-import socket
-from collections.abc import Collection
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
 
@@ -20,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from swe_infer.serving import ip_address, is_loopback
+from swe_infer.serving import KnownHosts
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -36,7 +33,6 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 _COOKIE_DAYS = 30
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 
 
 class Guard:
@@ -50,8 +46,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, host: str, port: int, token: str | None) -> None:
         self._app = app
-        self._names = _names_of(host)
-        self._any_address = not is_loopback(host)
+        self._hosts = KnownHosts(host)
         self._token = None if token is None else token.encode()
         self._cookie = f"swe_infer_view_{port}"
 
@@ -77,16 +72,9 @@ class Guard:
         headers = Headers(scope=scope)
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("only GET and HEAD\n", 405, {"Allow": "GET, HEAD"})
-        if not self._is_known_host(headers.getlist("host")):
+        if headers.getlist("host") not in self._hosts:
             return PlainTextResponse("this server has another name; use the address that it printed\n", 421)
         return None if self._token is None else self._without_token(scope, headers, self._token)
-
-    def _is_known_host(self, given: list[str]) -> bool:
-        match = _HOST.fullmatch(given[0]) if len(given) == 1 else None
-        if match is None:
-            return False
-        name = match[1].strip("[]").lower().rstrip(".")
-        return name in self._names or (self._any_address and ip_address(name) is not None)
 
     def _without_token(self, scope: Scope, headers: Headers, token: bytes) -> Response | None:
         """The response to a request without the cookie: a redirect that sets it, or a refusal."""
@@ -138,11 +126,3 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
 
 def _equal(given: str, expected: bytes) -> bool:
     return hmac.compare_digest(given.encode(errors="surrogatepass"), expected)
-
-
-def _names_of(host: str) -> Collection[str]:
-    """The names in ``Host`` by which a browser may address the server."""
-    names = {host.lower().rstrip("."), "localhost", "127.0.0.1", "::1"}
-    if not is_loopback(host):
-        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-    return names

@@ -16,6 +16,9 @@ from contextlib import contextmanager, suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request as UrlRequest
+from urllib.request import urlopen
 
 import pytest
 
@@ -297,6 +300,13 @@ def test_what_others_send_is_refused(tmp_path: Path) -> None:
                 client.call("ledgers", "reserve", {**caller, **arguments}, str)
         with pytest.raises(StoreError, match="no call"):
             client.call("ledgers", "drop", caller, str)
+        for headers in ({"Host": "elsewhere.example"}, {"Content-Type": "text/plain"}):  # as of a page in a browser
+            sent = {"Content-Type": "application/json", **headers}
+            with pytest.raises(HTTPError) as refused:
+                urlopen(UrlRequest(f"{address}/limits/one/pause", b'{"seconds": 9}', sent), timeout=60)
+            refused.value.close()
+            assert refused.value.code == 400
+        assert not (tmp_path / "one.limits.sqlite").exists()
         assert Ledger(tmp_path / "one.ledger.sqlite", Decimal(1), "look").spent_usd == 0
         client.close()
     with pytest.raises(StoreError, match="no reply"):
