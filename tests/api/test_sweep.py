@@ -79,6 +79,6 @@ def test_the_cap_holds_when_processes_are_killed_and_started_again(tmp_path: Pat
                 process.communicate()
         process = point(server, tmp_path, 0, cap)
         assert "budget.sweep_max_usd" in process.communicate(timeout=90)[0]
-        # What was in flight at a kill counts at its worst price, also where the server did not answer it: up to 16
-        # requests of a third of a cent at each kill.
-        assert Decimal("0.6") * Decimal(cap) <= server.log.cost_usd() <= Decimal(cap)
+        # What was reserved at a kill counts at its worst price, a third of a cent for some 20 requests at each kill,
+        # also where no request was sent or answered.
+        assert Decimal("0.4") * Decimal(cap) <= server.log.cost_usd() <= Decimal(cap)
