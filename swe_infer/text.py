@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
+
+from swe_infer.errors import SweInferError
 
 _CONTROL = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])"  # whole escape sequences
@@ -37,6 +40,19 @@ def bounded_json(text: str | bytes, **options: Any) -> Any:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its class name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def report_errors(work: Callable[[], object]) -> int:
+    """Calls ``work``, and prints its error as one line; returns the exit status, 0 without an error."""
+    try:
+        work()
+    except SweInferError as error:
+        print(f"error: {clean(str(error))}", file=sys.stderr)
+        return error.exit_status
+    except OSError as error:
+        print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

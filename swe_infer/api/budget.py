@@ -247,7 +247,7 @@ class CostBudget:
         """Shows other machines, every ``_BEAT_S``, that this process is alive, however long its requests take."""
         self._beat = asyncio.get_running_loop().call_later(_BEAT_S, self._show_life)
         for _, ledger in self._ledgers:
-            with suppress(StoreError):
+            with suppress(StoreError):  # the next reservation reports it
                 ledger.beat()
 
     # Waiting requests.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from swe_infer.api.budget_client import TOKEN_VARIABLE, budget_token
 from swe_infer.errors import ConfigError
-from swe_infer.evaluate.command import report_errors
 from swe_infer.serving import is_loopback, listening, port_number, raise_file_limit, serve
+from swe_infer.text import report_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,6 @@ from swe_infer.data.base import Rows
 from swe_infer.data.images import with_images
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.errors import ConfigError, DataError
-from swe_infer.evaluate.command import report_errors
 from swe_infer.feedback.message import without_lone_surrogates
 from swe_infer.files import open_regular, replacing
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
@@ -33,7 +32,7 @@ from swe_infer.run_directory import layout
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import LONGEST_LINE, Damage, Record
 from swe_infer.runners.turns import NO_ANSWER
-from swe_infer.text import bounded_json, clean
+from swe_infer.text import bounded_json, clean, report_errors
 from swe_infer.types import Prompt, Turn
 
 Where = Literal["resolved", "applies"]

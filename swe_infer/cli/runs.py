@@ -28,7 +28,7 @@ from swe_infer.runs.listing import (
     search,
     values_of,
 )  # fmt: skip
-from swe_infer.text import clean, dollars, shown
+from swe_infer.text import clean, dollars, report_errors, shown
 
 _COMMANDS = ("list", "show", "rm", "sync", "move")
 _DEFAULT_FOLDER = "outputs"
@@ -230,8 +230,6 @@ def _age(seconds: float) -> str:
 
 
 def _each(paths: Iterable[Path], work: Callable[[Path], object]) -> int:
-    from swe_infer.evaluate.command import report_errors
-
     return max((report_errors(partial(work, path)) for path in paths), default=0)
 
 

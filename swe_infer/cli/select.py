@@ -22,7 +22,6 @@ from swe_infer.compare.loading import distinct_names
 from swe_infer.compare.prompts import recorded_rows
 from swe_infer.conf_files import options_of, suggestion
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.evaluate.command import report_errors
 from swe_infer.evaluate.harness import official_name, other_harness
 from swe_infer.files import replacing
 from swe_infer.harnesses import benchmark_of
@@ -41,7 +40,7 @@ from swe_infer.run_directory.provenance import read_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.selection.base import FilesOfRows, InstanceSelector, rule_named
 from swe_infer.selection.judge import Judge
-from swe_infer.text import clean, percent
+from swe_infer.text import clean, percent, report_errors
 
 log = logging.getLogger(__name__)
 

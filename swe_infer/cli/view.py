@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.errors import ConfigError
 from swe_infer.resources import expanded
 from swe_infer.serving import is_loopback, listening, port_number, serve
-from swe_infer.text import clean, shown
+from swe_infer.text import report_errors, shown
 
 TOKEN = "SWE_INFER_VIEW_TOKEN"
 _SHORTEST_TOKEN = 16
@@ -21,12 +21,7 @@ _SHORTEST_TOKEN = 16
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status: 2 after an error, in one line. Ends by KeyboardInterrupt."""
     options = _parser().parse_args(arguments)
-    try:
-        _serve(options)
-    except SweInferError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return report_errors(lambda: _serve(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,7 +79,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _in_url(host: str) -> str:
-    """The host in a URL. An address for all interfaces is none that a browser can open, but its own machine's is."""
+    """The host in a URL; for all interfaces the name of this machine, since no browser opens ``0.0.0.0``."""
     if host in ("0.0.0.0", "::", ""):
         import socket
 

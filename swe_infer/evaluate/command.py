@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun, evaluated_figures, open_run, save_verdicts
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
@@ -18,7 +18,7 @@ from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
-from swe_infer.text import clean
+from swe_infer.text import clean, report_errors
 
 _OWN_TIMEOUT_S = 10.0
 """Default seconds per instance for a dataset's own tests."""
@@ -46,19 +46,6 @@ def for_each_run(directories: Iterable[Path], work: Callable[[Path], str]) -> in
 
 def _printed(work: Callable[[Path], str], directory: Path) -> None:
     print(work(directory))
-
-
-def report_errors(work: Callable[[], object]) -> int:
-    """Calls ``work``, and prints its error as one line; returns the exit status, 0 without an error."""
-    try:
-        work()
-    except SweInferError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
-        return error.exit_status
-    except OSError as error:
-        print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def evaluate(directory: Path, options: argparse.Namespace) -> Summary:

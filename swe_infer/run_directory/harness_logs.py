@@ -48,7 +48,7 @@ def _folders(directory: Path) -> Iterator[Path]:
     try:
         with os.scandir(directory) as entries:
             yield from sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError:
+    except OSError:  # a run may have no logs
         return
 
 

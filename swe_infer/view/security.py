@@ -109,7 +109,7 @@ class Guard:
         for line in headers.getlist("cookie"):
             try:
                 morsel = SimpleCookie(line).get(self._cookie)
-            except CookieError:
+            except CookieError:  # of another site on this host
                 continue
             found += [] if morsel is None else [morsel.value]
         return found

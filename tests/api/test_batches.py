@@ -435,6 +435,15 @@ def test_without_a_batch_list_known_batches_are_collected_and_nothing_is_paid_tw
         assert open_batches(tmp_path) == []
 
 
+def collect_the_last_of_five(server: ApiServer, vendor: str, directory: Path, recorded: Outcomes) -> None:
+    """A second command gets the answer that is not in ``recorded`` from the batch of the first, without a new one."""
+    server.batches.rewrite = bytes
+    again = runner(server.url, vendor, directory)
+    again.bind(replace(context(directory), is_recorded=lambda key, turn, auxiliary: key in recorded.by_key))
+    assert len(run(again, requests(5))) == 1
+    assert len(server.batches.submitted()) == 1
+
+
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_truncated_results_cause_no_second_batch(vendor: str, tmp_path: Path) -> None:
     """What can be read of them is kept; what cannot may be paid for, and stays with its batch."""
@@ -445,11 +454,7 @@ def test_truncated_results_cause_no_second_batch(vendor: str, tmp_path: Path) ->
             runner(server.url, vendor, tmp_path).generate(requests(5), outcomes, threading.Event())
         assert len(outcomes) == 4
         assert len(server.batches.submitted()) == 1
-        server.batches.rewrite = bytes
-        again = runner(server.url, vendor, tmp_path)
-        again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: key in outcomes.by_key))
-        assert len(run(again, requests(5))) == 1
-        assert len(server.batches.submitted()) == 1
+        collect_the_last_of_five(server, vendor, tmp_path, outcomes)
 
 
 def errors_around(content: bytes) -> bytes:
@@ -481,11 +486,7 @@ def test_results_that_are_fewer_than_the_vendor_counts_cause_no_second_batch(ven
         with pytest.raises(ProviderFatal, match=r"has 5 results, and 4 can be read"):
             runner(server.url, vendor, tmp_path).generate(requests(5), outcomes, threading.Event())
         assert len(outcomes) == 4
-        server.batches.rewrite = bytes
-        again = runner(server.url, vendor, tmp_path)
-        again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: key in outcomes.by_key))
-        assert len(run(again, requests(5))) == 1
-        assert len(server.batches.submitted()) == 1
+        collect_the_last_of_five(server, vendor, tmp_path, outcomes)
 
 
 def test_requests_of_unknown_batches_are_submitted_again_once_for_each_command(tmp_path: Path) -> None:

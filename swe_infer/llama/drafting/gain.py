@@ -159,8 +159,8 @@ class DraftGain:
 
     A drafter reports its *situation*, such as being within a copied line; drafts in the same situation are assumed to
     fare alike. A budget in steps pays for building drafters, inspecting outputs, drafting, and verified rows.
-    Accepted tokens fill it, and a small interest on every step. So the possible loss is bounded, whatever drafters
-    and models do: ``_INTEREST`` of the time, plus the balance.
+    Accepted tokens fill it, and a small interest on every step. So the loss has a bound for all drafters
+    and models: ``_INTEREST`` of the time, plus the balance.
     """
 
     def __init__(self) -> None:

@@ -163,8 +163,8 @@ def _private(folder: Path) -> Path:
 
 
 def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -> ctypes.CDLL:
-    """Load the library of a compiler, or of any if there is none. Machines with other runtimes may share the folder:
-    a library that cannot be loaded stays, and this machine compiles its own beside it.
+    """Load the library of a compiler; without a compiler, that of any. Machines with other runtimes may share the
+    folder: a library that cannot be loaded stays, and this machine compiles its own beside it.
 
     Raises:
         OSError: the folder cannot be written.

@@ -3,7 +3,7 @@
 // A is read in place, row by row. B is stored in tiles of 16 columns. A tile of floats or float16 is 16 lines deep, and a
 // line has one element of each column. A tile of bfloat16 is 32 deep, and a line has a pair: line i has elements 2i and
 // 2i+1 (the order of TDPBF16PS in Intel's instruction set reference). Each element of C is summed over the depth in one
-// order, whatever the number of rows, so a row's bits never depend on the batch.
+// order for any number of rows, so a row's bits never depend on the batch.
 //
 // B may be bfloat16 or float16 while A is float. AMX then reads A as the sum of three bfloat16 matrices, which is exact.
 #pragma once
