@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from swe_infer.cli.extras import unregister_plugin_options
+from swe_infer.cli.extras import prepare_hydra
 from swe_infer.cli.quoting import quote
 from swe_infer.conf_files import conf_dir, keys_set_by, node_of, options_of
 
@@ -89,7 +89,7 @@ class JobComposer(Composer):
 @contextmanager
 def composer(config_dir: Path | None) -> Iterator[Composer]:
     """A composer outside of Hydra's own entry point."""
-    unregister_plugin_options()
+    prepare_hydra()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         yield Composer(config_dir)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from swe_infer.cli.config_files import cache_config_files
 from swe_infer.conf_files import conf_dir
 from swe_infer.resources import is_installed
 
@@ -23,7 +24,13 @@ _OPTIONS = {
 }
 
 
-def unregister_plugin_options() -> None:
+def prepare_hydra() -> None:
+    """Called before Hydra composes: see :func:`cache_config_files` and :func:`_unregister_plugin_options`."""
+    cache_config_files()
+    _unregister_plugin_options()
+
+
+def _unregister_plugin_options() -> None:
     """Removes the plug-ins' own options from Hydra's store, in favour of those of the same names in ``conf/hydra``.
 
     Hydra would validate ours against the plug-in's schema, which is deprecated, and fails if that schema has a

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.cli.arguments import hydra_arguments, sweep_directory
 from swe_infer.cli.command_line import remember_arguments
-from swe_infer.cli.extras import unregister_plugin_options
+from swe_infer.cli.extras import prepare_hydra
 from swe_infer.cli.hydra_errors import one_line
 from swe_infer.cli.quoting import quote
 from swe_infer.cli.study import PointFailed, is_search, objective_values
@@ -54,7 +54,7 @@ def main() -> NoReturn:
     task = HydraTask()
     try:
         sys.argv[1:] = hydra_arguments(sys.argv[1:])
-        unregister_plugin_options()
+        prepare_hydra()
         if (cfg := _compose_single_run(sys.argv[1:])) is not None:
             task(cfg)
         else:
@@ -130,7 +130,7 @@ def composed_run(overrides: Sequence[str], config_dir: Path | None = None) -> It
         outer = application.hydra, job.cfg
         application.clear()
         try:
-            unregister_plugin_options()
+            prepare_hydra()
             arguments = hydra_arguments(overrides, config_dir)
             if config_dir is not None:
                 arguments.append(f"hydra.searchpath=[{quote(f'file://{config_dir.absolute()}')}]")

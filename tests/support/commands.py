@@ -253,7 +253,9 @@ def _fill_caches() -> None:
     from omegaconf import OmegaConf
 
     from swe_infer import conf_files, config, presets
+    from swe_infer.cli.extras import prepare_hydra
 
+    prepare_hydra()
     with initialize_config_dir(str(conf_files.conf_dir()), version_base="1.3"):
         for choice in ("model=gpt-4o", "model=claude-sonnet-4-5", "model=tiny"):
             cfg = compose("config", [choice])

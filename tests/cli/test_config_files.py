@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from swe_infer.cli.composer import composer
+from swe_infer.conf_files import ROOT, conf_dir, file_of, groups
+from tests.support.steps import calls_of
+
+
+def test_an_unchanged_file_is_parsed_once() -> None:
+    with composer(None) as composing:
+        first = composing.compose(["model=gpt-4o", "decoding.temperature=0.5"])
+        again = []
+        parsed = calls_of(
+            yaml.load.__code__, lambda: again.append(composing.compose(["model=gpt-4o", "decoding.temperature=0.5"]))
+        )
+        other = composing.compose(["model=gpt-4o"])
+    assert parsed == 0
+    assert again[0] == first
+    assert other.cfg.decoding.temperature == 0.0
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    option = tmp_path / "decoding" / "mine.yaml"
+    option.parent.mkdir()
+    option.write_text("defaults: [greedy]\ntemperature: 0.3\n")
+    kept = option.stat()
+
+    def temperature() -> float:
+        with composer(tmp_path) as composing:
+            return float(composing.compose(["decoding=mine"]).cfg.decoding.temperature)
+
+    assert temperature() == 0.3
+    option.write_text("defaults: [greedy]\ntemperature: 0.4\n")
+    assert temperature() == 0.4
+    other = tmp_path / "other"
+    other.write_text("defaults: [greedy]\ntemperature: 0.5\n")
+    os.utime(other, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    other.replace(option)
+    assert temperature() == 0.5
+    option.write_text("temperature: [")
+    with pytest.raises(yaml.YAMLError):
+        temperature()
+    option.unlink()
+    with pytest.raises(HydraException, match="decoding/mine"):
+        temperature()
+    option.write_text("defaults: [greedy]\ntemperature: 0.6\n")
+    assert temperature() == 0.6
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_libyaml_gives_what_omegaconf_reads(every: bool) -> None:
+    first = [file_of("", ROOT), *(file_of(group, options[0]) for group, options in groups().items())]
+    files = sorted(conf_dir().rglob("*.yaml")) if every else first
+    with composer(None):
+        repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+        source = next(source for source in repository.get_sources() if source.provider == "main")
+        for file in files:
+            result = source.load_config(str(file.relative_to(conf_dir())))
+            expected = OmegaConf.load(file)
+            assert result.config == expected
+            assert OmegaConf.to_yaml(result.config) == OmegaConf.to_yaml(expected)
+            assert result.header["package"] == ("_global_" if "@package _global_" in file.read_text() else None)
