@@ -55,7 +55,9 @@ class PointSweeper(Sweeper):
 
         parser = OverridesParser.create(config_loader=self._loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
-        jobs = sweep_jobs(overrides, self._config.sweep.points, JobComposer(self._loader, self._config))
+        jobs = sweep_jobs(
+            overrides, self._config.sweep.points, JobComposer(cast(ConfigLoader, self._planned), self._config)
+        )
         announce_sweep(self._config, jobs, lambda job: self._planned.load_sweep_config(self._config, list(job)))
         size = self._max_batch_size or max(1, len(jobs))
         returned = []

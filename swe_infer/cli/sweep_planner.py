@@ -4,10 +4,10 @@ The prompts of each dataset are rendered and counted once, whatever the number o
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import operator
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,12 +51,13 @@ _MOST_CHARACTERS = 1 << 28
 
 class PlannedJobs:
     """Hydra's config loader. Jobs that differ in values alone, not in options, are composed once: composing takes a
-    fifth of a second."""
+    tenth of a second."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
         self._parser = OverridesParser.create()
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._composed: dict[tuple[str, ...], bytes] = {}
+        """Pickled configurations: unpickling is several times as fast as copying."""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Called by launchers. See ``hydra.core.config_loader.ConfigLoader``.
@@ -64,22 +65,38 @@ class PlannedJobs:
         Args:
             master_config: the composed configuration of the sweep, with the node ``hydra``.
         """
-        parsed = self._parser.parse_overrides(list(sweep_overrides))
-        same = tuple(
-            one.key_or_group if _sets_scalar(one) else text for one, text in zip(parsed, sweep_overrides, strict=True)
-        )
-        if same not in self._composed:
-            self._composed[same] = self._loader.load_sweep_config(master_config, list(sweep_overrides))
-        composed = copy.deepcopy(self._composed[same])
-        for override in filter(_sets_scalar, parsed):
-            OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+        overrides = list(sweep_overrides)
+        parsed = self._parser.parse_overrides(overrides)
+        scalars = [one for one in parsed if _sets_scalar(one)]
+        options = [text for one, text in zip(parsed, overrides, strict=True) if not _sets_scalar(one)]
+        if not any(is_assignment(text) or text.startswith("~") for text in options):
+            try:
+                composed = _with_values(self._compose(tuple(options), master_config, options), scalars)
+            except OmegaConfBaseException:  # reported as Hydra does
+                composed = self._loader.load_sweep_config(master_config, overrides)
+        else:
+            same = tuple(one.key_or_group if _sets_scalar(one) else one.input_line or "" for one in parsed)
+            composed = _with_values(self._compose(same, master_config, overrides), scalars)
         with flag_override(composed.hydra, ["readonly", "struct"], False):
-            composed.hydra.overrides.task = list(sweep_overrides)
+            composed.hydra.overrides.task = overrides
             composed.hydra.job.override_dirname = _override_dirname(composed.hydra, parsed)
+        return composed
+
+    def _compose(self, key: tuple[str, ...], master_config: DictConfig, overrides: list[str]) -> DictConfig:
+        """Composes a job's configuration, once for each key."""
+        if key not in self._composed:
+            self._composed[key] = pickle.dumps(self._loader.load_sweep_config(master_config, overrides))
+        composed: DictConfig = pickle.loads(self._composed[key])
         return composed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
+
+
+def _with_values(composed: DictConfig, scalars: Sequence[Override]) -> DictConfig:
+    for override in scalars:
+        OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+    return composed
 
 
 def _sets_scalar(override: Override) -> bool:

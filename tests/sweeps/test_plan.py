@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 import pytest
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from swe_infer.cli.composer import composer
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_plan import SweepPlan
-from swe_infer.cli.sweep_planner import _Planner
+from swe_infer.cli.sweep_planner import PlannedJobs, _Planner
 from swe_infer.cli.sweep_position import short_overrides
 from swe_infer.data.base import RowsView
 from swe_infer.data.jsonl import JsonlDataset, JsonlRows
@@ -172,4 +176,39 @@ def test_the_launch_of_a_job_does_not_compose_it_again(tmp_path: Path) -> None:
         asked = {exchange.body["temperature"] for exchange in server.log.asked()}
     assert done.returncode == 0, done.stderr
     assert asked == {0.1, 0.2, 0.3}
-    assert done.stdout.splitlines()[-1] == "composed 2", "one for the check of all jobs, and one for their launch"
+    assert done.stdout.splitlines()[-1] == "composed 1", "one for the check of all jobs and for their launch"
+
+
+def test_planned_jobs_are_those_that_hydra_composes() -> None:
+    with composer(None):
+        sweep = compose("config", ["model=gpt-4o", "hydra.job.name=mine"], return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        planned = PlannedJobs(loader)
+        for job in (
+            ["model=gpt-4o"],
+            ["model=gpt-4o", "decoding.temperature=0.1", "decoding.seed=null"],
+            ["model=gpt-4o", "decoding.temperature=1", "decoding.seed=3"],
+            [
+                "decoding.seed=1",
+                "model=claude-sonnet-4-5",
+                "decoding.top_p=0.5",
+                "provider.max_retries=${decoding.n}",
+            ],
+            ["decoding.temperature=0.3", "decoding=sample", "experiment=pass_at_k"],
+            ["decoding.temperature=0.3", "decoding.stop=[a]", "model=gpt-4o"],
+            ["decoding.temperature=0.4", "decoding.stop=[a]", "model=gpt-4o"],
+            ["~decoding.seed", "++decoding.seed=4", "decoding.seed=5"],
+            ["decoding.tempratur=1"],
+            ["+decoding.temperature=1"],
+            ["decoding.temperature.value=1"],
+            ["model=gpt-4p"],
+        ):
+            try:
+                expected: object = loader.load_sweep_config(sweep, job)
+            except HydraException as error:
+                expected = str(error)
+            try:
+                got: object = planned.load_sweep_config(sweep, job)
+            except HydraException as error:
+                got = str(error)
+            assert got == expected, job
