@@ -30,6 +30,7 @@ CommonObjective = Literal[
 ROOT_KEYS: Mapping[str, Any] = {
     "from": PathText | None,
     "output_dir": PathText | None,
+    "upload_interval_s": float,
     "locks": Locks,
     "dry_run": bool,
     "objective": CommonObjective | str | tuple[str, ...] | None,

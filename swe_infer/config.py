@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import re
 import secrets
 import sys
@@ -101,6 +102,7 @@ class Experiment:
     sweep: SweepOptions
     started_from: PathText | None
     output_dir: PathText | None
+    upload_interval_s: float
     locks: Locks
     dry_run: bool
     objectives: tuple[Objective, ...]
@@ -152,6 +154,8 @@ def build(cfg: DictConfig) -> Experiment:
             started_from=_check(cfg["from"], ROOT_KEYS["from"], "from"),
             **{k: _check(cfg[k], hint, k) for k, hint in ROOT_KEYS.items() if k not in ("objective", "from")},
         )
+        if not 0 < experiment.upload_interval_s < math.inf:
+            raise ConfigError(f"upload_interval_s={experiment.upload_interval_s}: must be positive seconds")
         context = experiment.context
         experiment.prompt.check_context(
             gives_text=context.gives_text, context=context.rules.partition("-")[0], names_lines=context.names_lines

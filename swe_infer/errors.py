@@ -5,9 +5,11 @@
         * ``DataError``: a dataset that cannot be read, or lacks a column
         * ``CheckpointError``: a model directory that cannot be loaded
         * ``StoreError``: a run directory of another configuration, locked by another process, or not writable
+            * ``RemoteStoreError``: an object store refuses access or cannot be reached
     * ``RepositoryError``: a repository, commit or file is not available; affects that instance, not the run
         * ``RepositoryInterrupted``: Ctrl-C ended a fetch; the same command repeats it
         * ``ObjectTooLarge``: a file or folder is too large to read
+    * ``UploadIncomplete``: files are on this machine, and not all of them in the object store; exit 1
     * ``BudgetExceeded``: a request does not fit under the cap; exit 3, all answers are kept
     * ``RequestError``: one request to a provider failed; affects that instance, not the run
         * ``RateLimited``: 429; retried, after ``retry_after_s`` if stated
@@ -91,6 +93,14 @@ class CheckpointError(ConfigError):
 
 class StoreError(ConfigError):
     """A run directory or another file of ours is in use, damaged, not writable, or of another configuration."""
+
+
+class RemoteStoreError(StoreError):
+    """An object store refuses access, or cannot be reached."""
+
+
+class UploadIncomplete(SweInferError):
+    """The files of a run are on this machine, and not all of them are in the object store."""
 
 
 class RepositoryError(SweInferError):

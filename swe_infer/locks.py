@@ -70,7 +70,7 @@ class OwnerFile:
 
     def __init__(self, path: Path, what: str) -> None:
         self._path = _owner_path(path)
-        self._content = json.dumps(_this_process()).encode()
+        self._content = json.dumps(this_process()).encode()
         refuse_owned(path, what)
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -115,10 +115,10 @@ def refuse_owned(path: Path, what: str) -> None:
         content = _content(lock)
     except FileNotFoundError:
         return
-    owner = _owner_in(content)
+    owner = process_in(content)
     if owner is None:
         raise StoreError(f"{what}: {lock} names no process; remove it if no process uses {path}")
-    if not _is_gone(owner):
+    if not is_gone(owner):
         process = f"process {owner['pid']} on {owner['host']}"
         if _is_local(owner):
             raise StoreError(f"{what}: in use by {process}; wait for it or choose another")
@@ -138,12 +138,12 @@ def refuse_owned(path: Path, what: str) -> None:
 def is_owned(path: Path) -> bool:
     """Whether a process owns, or may own, a lock file for ``path``. Writes nothing."""
     try:
-        owner = _owner_in(_content(_owner_path(path)))
+        owner = process_in(_content(_owner_path(path)))
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return owner is None or not _is_gone(owner)
+    return owner is None or not is_gone(owner)
 
 
 def connect(path: Path, locks: Locks, *, timeout_s: float, name: str = "") -> sqlite3.Connection:
@@ -228,7 +228,8 @@ def _owner_path(path: Path) -> Path:
     return path.with_name(path.name + ".owner")
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """Describes this process, as a lock file does."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -238,8 +239,8 @@ def _this_process() -> dict[str, Any]:
     }
 
 
-def _owner_in(content: bytes) -> dict[str, Any] | None:
-    """The owner in a lock file; None if the file is invalid."""
+def process_in(content: bytes) -> dict[str, Any] | None:
+    """The process that :func:`this_process` described; None if the content is invalid, as of a foreign lock file."""
     try:
         owner = json.loads(content)
     except (ValueError, RecursionError):
@@ -257,7 +258,7 @@ def _is_local(owner: dict[str, Any]) -> bool:
     )
 
 
-def _is_gone(owner: dict[str, Any]) -> bool:
+def is_gone(owner: dict[str, Any]) -> bool:
     """Whether the owner has certainly ended."""
     if not _is_local(owner) or owner["pid"] <= 0:
         return False

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swe_infer.cli.choices import PLACES, conditional_keys, is_swept, place_choices, placeholder_choices
 from swe_infer.cli.config_dir import config_dir_of
@@ -13,8 +14,15 @@ from swe_infer.cli.points import Point, read_points
 from swe_infer.cli.quoting import quote, quote_values, text_value
 from swe_infer.config import IDENTITY_GROUPS, is_identity
 from swe_infer.errors import ConfigError
+from swe_infer.remote.paths import displayed, working_path
+from swe_infer.remote.store import is_remote, scheme_of
+
+if TYPE_CHECKING:
+    from swe_infer.remote.mirror import Mirror
 
 _SWEEPS = Path("outputs/sweeps")
+_SHOWS = frozenset(["--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version"])
+"""Flags with which Hydra prints something instead of running the sweep."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -59,9 +67,14 @@ def hydra_arguments(arguments: Sequence[str], config_dir: Path | None = None) ->
         return [*flags, *_started_from_run([*overrides, *implied], config_dir or config_dir_of(arguments))]
     result = conditional_keys([*overrides, *implied], varies=bool(points) or _may_start_from_run(overrides))
     result += placeholder_choices(result)
-    if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
-        result.append(f"hydra.sweep.dir={quote(_sweep_directory(overrides, points))}")
-    return [*flags, *result]
+    named = [text_value(override) for override in overrides if override.startswith("hydra.sweep.dir=")]
+    directory = (named and named[-1]) or _sweep_directory(overrides, points)
+    if scheme_of(directory) is not None:
+        directory = str(working_path(directory, "hydra.sweep.dir" if named else "output_dir"))
+    elif named:
+        return [*flags, *result]
+    result = [override for override in result if not override.startswith("hydra.sweep.dir=")]
+    return [*flags, *result, f"hydra.sweep.dir={quote(directory)}"]
 
 
 def _implied_choices(overrides: Sequence[str]) -> list[str]:
@@ -176,6 +189,25 @@ def sweep_directory(arguments: Sequence[str]) -> Path | None:
     return Path(named[-1]) if named and named[-1] else None
 
 
+def mirror_of_sweep(arguments: Sequence[str]) -> Mirror | None:
+    """Writes the URL of a sweep's directory; None if it is a path, or if the arguments start no sweep.
+
+    Args:
+        arguments: the result of :func:`hydra_arguments`.
+    """
+    directory = sweep_directory(arguments)
+    url = None if directory is None else displayed(directory)
+    if url is None or not is_remote(url) or _SHOWS & {argument.partition("=")[0] for argument in arguments}:
+        return None
+    from swe_infer.remote.mirror import INTERVAL_S, Mirror
+
+    interval = value_of("upload_interval_s", arguments)
+    try:
+        return Mirror(url, "output_dir", INTERVAL_S if interval is None else float(interval))
+    except ValueError:
+        raise ConfigError(f"upload_interval_s={interval}: must be a number of seconds") from None
+
+
 def _sweep_directory(overrides: Sequence[str], points: Sequence[Point]) -> str:
     plain = [text_value(o) for o in overrides if o.startswith("output_dir=")]
     if plain and plain[-1]:
@@ -193,12 +225,15 @@ def _digest_path(overrides: Sequence[str]) -> Path:
     return _SWEEPS / digest
 
 
+_NOT_REQUESTED = ("budget.", "locks=", "upload_interval_s=", "hydra.", "hydra/launcher", "tracker", "sweep.")
+
+
 def _is_request(override: str) -> bool:
     """Whether an override is part of the digest by which earlier versions named a sweep: not budgets, trackers,
     launchers."""
     if override.startswith("hydra.sweeper.params."):
         return True
-    return not override.lstrip("+").startswith(("budget.", "locks=", "hydra.", "hydra/launcher", "tracker", "sweep."))
+    return not override.lstrip("+").startswith(_NOT_REQUESTED)
 
 
 def _changes_identity(override: str) -> bool:

@@ -27,7 +27,8 @@ from swe_infer.errors import ConfigError, DataError
 from swe_infer.feedback.message import without_lone_surrogates
 from swe_infer.files import open_regular, replacing
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
-from swe_infer.resources import expanded
+from swe_infer.remote.reading import readable_path
+from swe_infer.remote.writing import written_file
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import LONGEST_LINE, Damage, Record
@@ -59,10 +60,10 @@ def _write(options: argparse.Namespace) -> None:
     Raises:
         SweInferError, OSError: the input is invalid, there is no row to write, or the file cannot be written.
     """
-    out = _checked_out(options.out)
     with ExitStack() as stack:
+        out = _checked_out(options.out, stack.enter_context(written_file(options.out, "--out")))
         prompts = None if options.prompts is None else _prompts_of_file(options.prompts)
-        directories = [run for path in options.runs for run in find_runs(expanded(path))]
+        directories = [run for path in options.runs for run in find_runs(readable_path(path))]
         runs = [
             _Run(directory, options.where, prompts, stack)
             for directory in dict.fromkeys(directory.resolve() for directory in directories)
@@ -77,13 +78,16 @@ def _write(options: argparse.Namespace) -> None:
     print("\n".join(export.lines()), file=sys.stderr)
 
 
-def _checked_out(text: str) -> Path:
+def _checked_out(text: str, place: Path) -> Path:
     """The path of the result.
+
+    Args:
+        place: the path that ``text`` names.
 
     Raises:
         ConfigError: another file is there, or it must not be there.
     """
-    out = expanded(text, "--out").resolve()
+    out = place.resolve()
     if text.endswith("/") or out.name.lower().endswith(_OTHER_ENDINGS):
         raise ConfigError(f"--out {text}: the rows are JSON lines; name a .jsonl file")
     if (run := next((parent for parent in out.parents if layout.is_run(parent)), None)) is not None:

@@ -22,6 +22,8 @@ from swe_infer.evaluate.evaluable import evaluated_figures
 from swe_infer.files import write_atomically
 from swe_infer.harnesses import benchmark_of
 from swe_infer.locks import locks_of
+from swe_infer.remote.reading import readable_path
+from swe_infer.remote.writing import written_folder
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals, selection_figures
@@ -279,12 +281,14 @@ def _summary(shards: list[_ShardRun], store: RunStore) -> Summary:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Prints the merged directory; returns 2 if the shards cannot be merged."""
     parser = argparse.ArgumentParser(prog="swe-infer-merge", description="Join the shards of one run.")
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the merged run directory, which must be new")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="the run directory of each shard")
+    parser.add_argument("out", metavar="OUT_DIR", help="the merged run directory, which must be new")
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="the run directory of each shard")
     parser.add_argument("--wandb", action="store_true", help="log to W&B even if somebody else tracked the shards")
     options = parser.parse_args(arguments)
     try:
-        merge(options.out, options.runs, trusted=options.wandb)
+        shards = [readable_path(run) for run in options.runs]
+        with written_folder(options.out, "OUT_DIR") as out:
+            merge(out, shards, trusted=options.wandb)
     except SweInferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -26,6 +26,7 @@ from swe_infer.harnesses import benchmark_of
 from swe_infer.locks import locks_of
 from swe_infer.patches import VERSION
 from swe_infer.patches.pipeline import make_patch
+from swe_infer.remote.paths import displayed
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import EVALUATED_FIGURES, Summary, selection_figures
 from swe_infer.run_directory.reader import RunDirectory
@@ -48,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def recomputed(directory: Path) -> str:
         changes = recompute(directory, dry_run=options.dry_run)
-        return "\n".join(changes.lines(clean(str(directory)), dry_run=options.dry_run))
+        return "\n".join(changes.lines(clean(displayed(directory)), dry_run=options.dry_run))
 
-    return for_each_run(options.runs, recomputed)
+    return for_each_run(options.runs, recomputed, writes=not options.dry_run)
 
 
 @dataclass(slots=True)
@@ -236,6 +237,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Compute the patches of finished runs again from their answers, after an improved extractor. "
         "Nothing is sent, and no cost changes.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--dry-run", action="store_true", help="show what would change; write nothing")
     return parser

@@ -36,6 +36,7 @@ from swe_infer.prompt_format import prompt_of
 from swe_infer.prompts.frozen import BUDGETS, PromptLines, RowFigures, figures_of, frozen_row, remove
 from swe_infer.prompts.rows import RenderedRows
 from swe_infer.redaction import without_credentials
+from swe_infer.remote.reading import readable_path
 from swe_infer.resources import expanded
 from swe_infer.runners.progress import Progress
 from swe_infer.text import clean, first_line
@@ -245,7 +246,7 @@ def _recorded_run(arguments: Sequence[str]) -> Path | None:
     from swe_infer.cli.arguments import value_of
 
     source = value_of("from", _overrides(arguments))
-    return None if source is None or source.startswith("wandb:") else expanded(source, "from")
+    return None if source is None or source.startswith("wandb:") else readable_path(source, "from")
 
 
 def _freeze(cfg: DictConfig, out: str, place: Path, form: Format, recorded: Path | None) -> int:

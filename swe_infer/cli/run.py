@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from swe_infer.cli.arguments import hydra_arguments, sweep_directory
+from swe_infer.cli.arguments import hydra_arguments, mirror_of_sweep, sweep_directory
 from swe_infer.cli.command_line import remember_arguments
 from swe_infer.cli.extras import prepare_hydra
 from swe_infer.cli.hydra_errors import one_line
@@ -35,6 +35,7 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.redaction import RedactingFormatter, without_credentials
+from swe_infer.remote.paths import displayed
 from swe_infer.run_directory.objective import Objective
 from swe_infer.runners.base import ProcessResources
 
@@ -58,7 +59,8 @@ def main() -> NoReturn:
         if (cfg := _compose_single_run(sys.argv[1:])) is not None:
             task(cfg)
         else:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+            with mirror_of_sweep(sys.argv[1:]) or nullcontext():
+                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except SweInferError as error:  # of the command line, or of a sweep before its first job
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         sys.exit(error.exit_status)
@@ -239,7 +241,7 @@ class HydraTask:
             self.status = error.exit_status
             return
         if directory is not None:
-            print(directory, flush=True)
+            print(displayed(directory), flush=True)
 
     def _run_job(self, cfg: DictConfig, sweep: SweepLog) -> list[float] | float | None:
         from swe_infer.cli.run_session import PreparedRun
@@ -301,7 +303,7 @@ class HydraTask:
         self.status = max(self.status, status)
         sweep.record_end(directory, status, objective=values, error=line, elsewhere=self.in_worker)
         if directory is not None and not self.in_worker:
-            print(directory, flush=True)
+            print(displayed(directory), flush=True)
         return values
 
     @property

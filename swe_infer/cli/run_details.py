@@ -13,6 +13,7 @@ from typing import Any
 
 from swe_infer.cli.tables import print_rows, summary_rows
 from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.remote.paths import displayed
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Totals
 from swe_infer.run_directory.provenance import Provenance, read_provenance
@@ -34,7 +35,7 @@ def print_run(run: ListedRun) -> None:
     """
     provenance, directory = read_provenance(run.directory), RunDirectory(run.directory)
     columns = run.columns
-    print(shown(str(run.directory)))
+    print(shown(displayed(run.directory)))
     print_rows(
         [
             ("state", f"{run.state}{f': {run.error}' if run.error else ''}"),
@@ -143,7 +144,7 @@ def resume_command(directory: Path) -> str:
         typed = [entry.get("command") for entry in read_provenance(directory).commands]
         if not typed or not isinstance(typed[-1], str):
             return f"unknown: {shown(first_line(error))}"
-        return shown(f"{typed[-1]} output_dir={shlex.quote(str(directory))}")
+        return shown(f"{typed[-1]} output_dir={shlex.quote(displayed(directory))}")
     except SweInferError as error:
         return f"unknown: {shown(first_line(error))}"
     return clean(shlex.join(command))

@@ -26,11 +26,16 @@ from swe_infer.cli.sweep_jobs import membership, swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_position import SweepPosition
 from swe_infer.cli.tables import print_estimate, print_summary
-from swe_infer.errors import ConfigError, StoreError
+from swe_infer.errors import ConfigError, StoreError, UploadIncomplete
 from swe_infer.files import replacing
 from swe_infer.harnesses import benchmark_of
 from swe_infer.interrupts import INTERRUPTS
-from swe_infer.resources import expanded, state_home
+from swe_infer.redaction import without_credentials
+from swe_infer.remote.mirror import Mirror
+from swe_infer.remote.paths import displayed, working_path
+from swe_infer.remote.reading import NotFound, readable_path
+from swe_infer.remote.store import is_remote
+from swe_infer.resources import state_home
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.provenance import SweepMembership, describe, read_provenance, record_provenance
@@ -104,13 +109,20 @@ class PreparedRun:
                 return RunLocation(started_from)
             location = RunLocation.named(Path("outputs"), base, self._name, self._plain)
         else:
-            directory = expanded(self.experiment.output_dir, "output_dir")
+            directory = self._output_dir(self.experiment.output_dir)
             location = RunLocation(directory)
             if self._sweep is not None and (self._sweep.directory == directory or set(swept) > {"output_dir"}):
                 location = RunLocation.named(directory, base, self._name, self._plain)
         if started_from is None:
             return location
         return RunLocation(location.directory, (*location.others, started_from))
+
+    def _output_dir(self, place: str) -> Path:
+        """The local path of ``output_dir``. A dry run reads a copy of a URL, and writes nothing there."""
+        if is_remote(place) and self.experiment.dry_run and self._sweep is None:
+            with suppress(NotFound):
+                return readable_path(place, "output_dir")
+        return working_path(place, "output_dir")
 
     def _started_from(self) -> Path | None:
         """The run directory that ``from`` names. Its answers are reused if it has the same identity.
@@ -124,17 +136,29 @@ class PreparedRun:
         overrides = HydraConfig.get().overrides.task if self._sweep is None else self._sweep.overrides
         if not any(override.startswith("from=") for override in overrides):
             raise ConfigError(f"from={source}: must be given on the command line, without +")
-        return None if source.startswith(WANDB) else expanded(source, "from")
+        return None if source.startswith(WANDB) else readable_path(source, "from")
+
+    @property
+    def _url(self) -> str | None:
+        """The URL of the run directory; None if it is a path. The sweep's own process writes a sweep's URL."""
+        url = displayed(self.directory)
+        if not is_remote(url) or (self._sweep is not None and self.directory.is_relative_to(self._sweep.directory)):
+            return None
+        return url
 
     def execute(self, resources: ProcessResources) -> tuple[Path | None, int]:
         """Executes the run alone; returns its directory (None for a dry run) and exit status."""
         if self.experiment.dry_run:
             with INTERRUPTS.stoppable():
-                print_estimate(self.estimate(), f"dry run of {self.directory}")
+                print_estimate(self.estimate(), f"dry run of {displayed(self.directory)}")
             return None, 0
-        with self.open(resources) as session:
-            status = session.run.execute()
-            session.print_summary(prints_patches=self._sweep is None)
+        try:
+            with self.open(resources) as session:
+                status = session.run.execute()
+                session.print_summary(prints_patches=self._sweep is None)
+        except UploadIncomplete as error:
+            print(f"error: {without_credentials(str(error))}", file=sys.stderr)
+            status = status if INTERRUPTS.count else error.exit_status
         return self.directory, status
 
     def _run_info(self, run_id: str, selection: Selection, *, resumed: bool) -> RunInfo:
@@ -235,6 +259,8 @@ class PreparedRun:
         evaluation = experiment.evaluation
         with ExitStack() as stack, INTERRUPTS.stoppable():
             evaluation.check(experiment.dataset, plain["dataset"])
+            if self._url is not None:
+                stack.enter_context(Mirror(self._url, "output_dir", experiment.upload_interval_s))
             prompts = self.prompt_source(stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:

@@ -9,13 +9,16 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.resources import expanded
+from swe_infer.remote.paths import displayed, plain_path
+from swe_infer.remote.reading import mirrored_folders, readable_path
+from swe_infer.remote.store import is_remote
+from swe_infer.remote.writing import remove_mirrored, written_folder
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, sweep_entries
 from swe_infer.runs.filters import Filter, check_keys, sorted_by
@@ -98,7 +101,8 @@ def _command(
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[Path], list[Filter]]:
-    """The paths and the filters among the arguments. An existing path is no filter.
+    """The paths and the filters among the arguments. An existing path is no filter. Of a URL, there is a copy with
+    what a list needs.
 
     Raises:
         ConfigError: an argument is neither.
@@ -106,7 +110,10 @@ def _split(arguments: Sequence[str]) -> tuple[list[Path], list[Filter]]:
     paths: list[Path] = []
     filters: list[Filter] = []
     for argument in arguments:
-        path = expanded(argument)
+        if is_remote(argument):
+            paths.append(readable_path(argument, listing=True))
+            continue
+        path = plain_path(argument)
         if os.path.lexists(path):
             paths.append(path)
         elif (parsed := Filter.parse(argument)) is not None:
@@ -127,7 +134,7 @@ def _selected(paths: Sequence[Path], filters: Sequence[Filter]) -> tuple[list[Li
     unreadable: list[str] = []
     for folder in paths:
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: directory not found; name a folder of runs")
+            raise ConfigError(f"{displayed(folder)}: directory not found; name a folder of runs")
         found = search(folder)
         unreadable += found.unreadable
         for run in read_runs(folder, found):
@@ -159,7 +166,7 @@ def _as_json(run: ListedRun, differing: Sequence[str]) -> dict[str, Any]:
     figures = {key: run.summary.get(key) for key in ("completed", "failed", "skipped", "remaining")}
     return {
         **run.columns,
-        "directory": str(run.directory),
+        "directory": displayed(run.directory),
         "sweeps": list(run.sweeps),
         **figures,
         "differs": {key: run.config[key] for key in differing if key in run.config},
@@ -234,7 +241,7 @@ def _each(paths: Iterable[Path], work: Callable[[Path], object]) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    return _each([expanded(path) for path in options.paths], _show_one)
+    return _each([readable_path(path) for path in options.paths], _show_one)
 
 
 def _show_one(path: Path) -> None:
@@ -245,7 +252,7 @@ def _show_one(path: Path) -> None:
         raise ConfigError(f"{path}: neither a run directory nor the directory of a sweep")
     from swe_infer.cli.run_details import print_run
 
-    print_run(read_run(path, str(path), memberships(sweeps_near(path)).get(os.path.realpath(path), ())))
+    print_run(read_run(path, displayed(path), memberships(sweeps_near(path)).get(os.path.realpath(path), ())))
 
 
 def _show_sweep(path: Path) -> None:
@@ -257,7 +264,7 @@ def _show_sweep(path: Path) -> None:
     entries = sweep_entries(path)
     runs = [run for entry in entries if (run := run_of_entry(path, entry)) is not None]
     listed = [read_run(run, str(run), [path.resolve().name]) for run in runs]
-    print(shown(str(path)))
+    print(shown(displayed(path)))
     failed = sum(1 for entry in entries if entry.get("status"))
     command = (path / "command.txt").is_file() and command_line(path)
     print_rows(
@@ -295,20 +302,32 @@ def _remove(options: argparse.Namespace) -> int:
 
     def remove(run: Path) -> None:
         remove_one = remove_sweep if is_sweep(run) else remove_run
-        remove_one(run, force=options.force, dry_run=options.dry_run)
-        print(f"{'would remove' if options.dry_run else 'removed'} {clean(str(run))}")
+        work = partial(remove_one, force=options.force, dry_run=options.dry_run)
+        if is_remote(url := displayed(run)):
+            remove_mirrored(url, work, dry_run=options.dry_run)
+        else:
+            work(run)
+        print(f"{'would remove' if options.dry_run else 'removed'} {clean(url)}")
 
     return _each(runs, remove)
 
 
 def _sync(options: argparse.Namespace) -> int:
+    if not os.environ.get("WANDB_API_KEY"):
+        raise ConfigError("swe-infer-runs sync needs WANDB_API_KEY in the environment")
+    with ExitStack() as stack:
+        urls = [url for path in options.paths if is_remote(path) for url in mirrored_folders(path)]
+        mirrored = [stack.enter_context(written_folder(url, exists=True)) for url in dict.fromkeys(urls)]
+        return _upload(options, mirrored)
+
+
+def _upload(options: argparse.Namespace, mirrored: Sequence[Path]) -> int:
+    """Uploads the runs of local folders and of working directories of URLs to W&B."""
     from swe_infer.progress import progress
     from swe_infer.runs.sync import MAX_UPLOADS, Destination, ServerNotReachable, Upload, sync, upload_of
 
-    if not os.environ.get("WANDB_API_KEY"):
-        raise ConfigError("swe-infer-runs sync needs WANDB_API_KEY in the environment")
-    paths, filters = _split(options.paths)
-    folders = paths or [Path(_DEFAULT_FOLDER)]
+    paths, filters = _split([path for path in options.paths if not is_remote(path)])
+    folders = [*paths, *mirrored] or [Path(_DEFAULT_FOLDER)]
     runs, unreadable = _selected(folders, filters)
     for line in unreadable:
         print(f"error: {line}", file=sys.stderr)
@@ -325,7 +344,7 @@ def _sync(options: argparse.Namespace) -> int:
         if upload is not None:
             uploads.append(upload)
             if options.dry_run:
-                print(f"would upload {clean(str(run.directory))}")
+                print(f"would upload {clean(displayed(run.directory))}")
     failed = 0
     if uploads and not options.dry_run:
         with progress("syncing", len(uploads)) as advance:
@@ -333,7 +352,7 @@ def _sync(options: argparse.Namespace) -> int:
             def report(upload: Upload, failure: str | None) -> None:
                 advance()
                 if failure is None:
-                    print(f"synced {clean(str(upload.directory))}", flush=True)
+                    print(f"synced {clean(displayed(upload.directory))}", flush=True)
                 else:
                     print(f"error: {clean(failure)}", file=sys.stderr, flush=True)
 
@@ -374,11 +393,11 @@ def _positive(text: str) -> int:
 def _move(options: argparse.Namespace) -> int:
     from swe_infer.runs.directories import move_run
 
-    target = expanded(options.target)
+    target = plain_path(options.target, "TARGET")
     if len(options.paths) > 1 and not target.is_dir():
         raise ConfigError(f"{target}: directory not found; several runs are moved into an existing folder")
 
     def move(run: Path) -> None:
         print(clean(str(move_run(run, target, sweeps_near(run)))))
 
-    return _each([expanded(path) for path in options.paths], move)
+    return _each([plain_path(path) for path in options.paths], move)

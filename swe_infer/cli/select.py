@@ -25,7 +25,8 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.harness import official_name, other_harness
 from swe_infer.files import replacing
 from swe_infer.harnesses import benchmark_of
-from swe_infer.resources import expanded
+from swe_infer.remote.reading import readable_path
+from swe_infer.remote.writing import written_file
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import SelectionGap, covered_samples, selection_gap
 from swe_infer.run_directory.predictions import (
@@ -49,10 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns 2 for invalid input."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    status = report_errors(lambda: select(options.runs, options.by, options.out, options.name))
+    status = report_errors(lambda: _select(options))
     if not status:
         print(options.out)
     return status
+
+
+def _select(options: argparse.Namespace) -> None:
+    runs = [readable_path(run) for run in options.runs]
+    with written_file(options.out, "--out") as out:
+        select(runs, options.by, out, options.name)
 
 
 def select(directories: Sequence[Path], by: str, out: Path, name: str | None = None) -> None:
@@ -158,7 +165,7 @@ def _check_out(out: Path) -> None:
 
 
 def _read(directories: Sequence[Path]) -> list[_Run]:
-    places = list(dict.fromkeys(expanded(str(directory)).resolve() for directory in directories))
+    places = list(dict.fromkeys(directory.resolve() for directory in directories))
     for place in places:
         if not layout.has_records(place):
             raise ConfigError(f"{place}: not a run directory (there is no {layout.RECORDS})")
@@ -312,10 +319,8 @@ def _parser() -> argparse.ArgumentParser:
         description="One submission from the samples of one run or of several runs of the same dataset. Nothing is "
         "requested. Verdicts of tests are shown, but never used to select.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--by", required=True, metavar="RULE", help=", ".join(_rules()))
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="FILE", help="the predictions, as JSON lines or a .json list"
-    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the predictions, as JSON lines or a .json list")
     parser.add_argument("--name", help="model_name_or_path of the predictions (default: the runs' models)")
     return parser

@@ -27,6 +27,8 @@ from swe_infer.cli.sweep_plan import SweepPlan
 from swe_infer.cli.sweep_tracking import log_sweep
 from swe_infer.cli.tables import print_estimate
 from swe_infer.errors import ConfigError
+from swe_infer.remote.paths import displayed
+from swe_infer.remote.store import is_remote
 from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.tracking.writer import SweepWriter
@@ -61,7 +63,7 @@ def print_sweep_report(
         print_estimate(estimate, f"all {len(jobs)} points")
     for job in jobs:
         if job.elsewhere and job.run:
-            print(job.run)
+            print(displayed(Path(job.run)))
     page = None
     if not interrupted and estimate is None and any(job.run for job in jobs):
         merged: Sequence[Path] | None = None
@@ -77,11 +79,12 @@ def print_sweep_report(
     _print_failures(jobs, lost, stopped)
     unfinished = sum(1 for job in jobs if job.status) + len(lost)
     total = len(jobs) + len(lost)
-    print(f"{total - unfinished} of {total} runs finished: {directory}", file=sys.stderr)
+    print(f"{total - unfinished} of {total} runs finished: {displayed(directory)}", file=sys.stderr)
     if estimate is not None and plan is not None and plan.line is not None:
         print(plan.line)
     if page is not None:
-        print(f"comparison: {page.resolve().as_uri()}", file=sys.stderr)
+        url = displayed(page)
+        print(f"comparison: {url if is_remote(url) else page.resolve().as_uri()}", file=sys.stderr)
     sys.stdout.flush()
     return status
 

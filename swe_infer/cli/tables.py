@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from swe_infer.remote.paths import displayed
 from swe_infer.text import clock, dollars
 from swe_infer.types import Estimate, Range
 
@@ -161,7 +162,7 @@ def print_summary(
         skips: how many samples were skipped for each reason.
         harness: how to evaluate the predictions, if the benchmark has a harness of its own.
     """
-    place = shlex.quote(str(directory))
+    place = shlex.quote(displayed(directory))
     is_offline = address is not None and "://" not in address
     print_rows(
         [

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import secrets
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from swe_infer.errors import ConfigError
-from swe_infer.resources import expanded
+from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.remote.paths import displayed
+from swe_infer.remote.reading import readable_path
+from swe_infer.remote.store import is_remote
 from swe_infer.serving import is_loopback, listening, port_number, serve
 from swe_infer.text import report_errors, shown
 
+log = logging.getLogger(__name__)
+
 TOKEN = "SWE_INFER_VIEW_TOKEN"
 _SHORTEST_TOKEN = 16
+_REFRESH_S = 5.0
+"""Seconds between two looks at an object store."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    folder = expanded(options.folder)
+    folder = readable_path(options.folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: directory not found; name a folder of runs")
     if not os.access(folder, os.R_OK | os.X_OK):
@@ -62,12 +71,14 @@ def _serve(options: argparse.Namespace) -> None:
     address = f"http://{_in_url(host)}:{port}/"
     watched = WatchedFolder(folder)
     watched.start()
+    if is_remote(options.folder):
+        threading.Thread(target=_refresh, args=(options.folder,), name="remote-refresh", daemon=True).start()
     app = application(watched, host=host, port=port, token=token)
     # A token of the environment is known to its user, and is not shown.
     shown_address = address if token is None or given is not None else f"{address}?token={token}"
     print(shown_address, flush=True)
     note = f"; the token is that of {TOKEN}" if given is not None else ""
-    print(f"serving {shown(str(folder))}, read-only{note}; Ctrl-C ends", file=sys.stderr, flush=True)
+    print(f"serving {shown(displayed(folder))}, read-only{note}; Ctrl-C ends", file=sys.stderr, flush=True)
     if options.open:
         import webbrowser
 
@@ -76,6 +87,16 @@ def _serve(options: argparse.Namespace) -> None:
         serve(app, listener)
     finally:
         watched.close()
+
+
+def _refresh(url: str) -> None:
+    """Copies what is new in an object store, for the rest of the process."""
+    while True:
+        time.sleep(_REFRESH_S)
+        try:
+            readable_path(url)
+        except (SweInferError, OSError) as error:
+            log.warning("%s; the page shows the last copy", error)
 
 
 def _in_url(host: str) -> str:

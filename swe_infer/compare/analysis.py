@@ -28,6 +28,7 @@ from swe_infer.compare.statistics import (
 )
 from swe_infer.errors import ConfigError
 from swe_infer.progress import progress
+from swe_infer.remote.paths import displayed
 from swe_infer.text import p_value
 from swe_infer.types import Usage
 
@@ -242,7 +243,8 @@ def _baseline(runs: Sequence[LoadedRun], names: Sequence[str], baseline: str) ->
     directory = Path(baseline).resolve()
     for index, run in enumerate(runs):
         known = (run.name, _letter(index), names[index], run.address)
-        if baseline in known or run.directory.resolve() == directory:
+        place = run.directory.resolve()
+        if baseline in known or place == directory or displayed(place) == baseline.rstrip("/"):
             return index
     known_names = ", ".join(f"{_letter(index)} ({run.name})" for index, run in enumerate(runs))
     raise ConfigError(f"--baseline {baseline}: no such run; the runs are {known_names}")

@@ -18,6 +18,8 @@ from swe_infer.compare.sources import find_sources, jobs_without_run
 from swe_infer.compare.table import as_latex, as_markdown
 from swe_infer.errors import SweInferError
 from swe_infer.files import replacing
+from swe_infer.remote.paths import displayed
+from swe_infer.remote.store import is_remote
 from swe_infer.run_directory import layout
 from swe_infer.text import clean
 
@@ -151,7 +153,8 @@ def _full(text: str) -> int | list[str]:
 def _baseline_path(options: argparse.Namespace) -> list[str]:
     """The baseline, if it is the directory of a run: it may be missing among the runs."""
     baseline = options.baseline
-    return [baseline] if baseline is not None and layout.is_run(Path(baseline)) else []
+    is_run = baseline is not None and (is_remote(baseline) or layout.is_run(Path(baseline)))
+    return [baseline] if is_run else []
 
 
 def _natural(text: str) -> int:
@@ -202,4 +205,4 @@ def _write(comparison: Comparison, options: argparse.Namespace) -> None:
 
         with replacing(options.html) as new:
             write_report(comparison, new, prompts=not options.no_prompts, full=options.full)
-        print(f"report: {options.html}", file=sys.stderr)
+        print(f"report: {displayed(options.html)}", file=sys.stderr)

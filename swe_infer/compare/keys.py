@@ -54,9 +54,12 @@ def _decides(key: str) -> bool:
     return all(option is None or option.effect == "answer" for option in options)
 
 
+_IGNORED = frozenset(["output_dir", "upload_interval_s", "from", "sweep.name", "sweep.points"])
+
+
 def _is_ignored(key: str) -> bool:
     """Whether a key cannot affect an outcome: the output directory, the tracker, labels. A point's name is shown."""
-    return key in ("output_dir", "from", "sweep.name", "sweep.points") or key.startswith("tracker.")
+    return key in _IGNORED or key.startswith("tracker.")
 
 
 def _without_empty(value: Any) -> Any:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
-from swe_infer.resources import expanded
+from swe_infer.remote.paths import displayed
+from swe_infer.remote.reading import readable_path
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.sweep_paths import run_of_entry, sweep_entries, sweep_runs
 from swe_infer.tracking.download import PREFIX, WandbAddress
@@ -40,16 +41,16 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
     Raises:
         ConfigError: a path contains no run, or a W&B run cannot be read.
     """
-    local = {path: find_runs(expanded(path)) for path in paths if not path.startswith(PREFIX)}
+    local = {path: find_runs(readable_path(path)) for path in paths if not path.startswith(PREFIX)}
     remote, left_out = _download([path for path in paths if path.startswith(PREFIX)])
-    found: dict[Path, Source] = {}
+    found: dict[str, Source] = {}
     for path in paths:
         if path in local:
-            sources = [Source(run.resolve(), run.resolve()) for run in local[path]]
+            sources = [Source(run.resolve(), Path(displayed(run.resolve()))) for run in local[path]]
         else:
             sources = remote[path]
         for source in sources:
-            found.setdefault(source.directory, source)
+            found.setdefault(displayed(source.directory), source)
     return list(found.values()), left_out
 
 
@@ -99,10 +100,13 @@ def jobs_without_run(paths: Sequence[str]) -> list[str]:
     """The jobs without a run of the sweeps among ``paths``, by the overrides that not all jobs share."""
     failed = []
     for path in paths:
-        jobs = [job for job in sweep_entries(expanded(path)) if _is_string_list(job.get("overrides"))]
+        if path.startswith(PREFIX):
+            continue
+        folder = readable_path(path)
+        jobs = [job for job in sweep_entries(folder) if _is_string_list(job.get("overrides"))]
         shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
         for job in jobs:
-            if run_of_entry(expanded(path), job) is None:
+            if run_of_entry(folder, job) is None:
                 failed.append(" ".join(str(item) for item in job["overrides"] if item not in shared))
     return failed
 

@@ -6,11 +6,16 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun, evaluated_figures, open_run, save_verdicts
+from swe_infer.remote.paths import displayed
+from swe_infer.remote.reading import dataset_path, readable_path
+from swe_infer.remote.store import is_remote
+from swe_infer.remote.writing import written_folder
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import Summary, covered_samples
@@ -35,17 +40,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return for_each_run(options.runs, lambda directory: _line(directory, evaluate(directory, options)))
 
 
-def for_each_run(directories: Iterable[Path], work: Callable[[Path], str]) -> int:
+def for_each_run(runs: Iterable[str], work: Callable[[Path], str], *, writes: bool = True) -> int:
     """Prints what ``work`` returns for each run directory. An error is one line, and stops no other run.
+
+    Args:
+        runs: paths or URLs.
+        writes: ``work`` changes the run.
 
     Returns:
         The exit status: the highest of the errors, or 0.
     """
-    return max((report_errors(partial(_printed, work, directory)) for directory in directories), default=0)
+    return max((report_errors(partial(_print_result, work, run, writes=writes)) for run in runs), default=0)
 
 
-def _printed(work: Callable[[Path], str], directory: Path) -> None:
-    print(work(directory))
+def _print_result(work: Callable[[Path], str], run: str, *, writes: bool) -> None:
+    with written_folder(run, exists=True) if writes else nullcontext(readable_path(run)) as directory:
+        print(work(directory), flush=True)
 
 
 def evaluate(directory: Path, options: argparse.Namespace) -> Summary:
@@ -103,7 +113,7 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
 
     if options.report is not None:
         return verdicts_of_report(found, options.report, options.sample)
-    dataset = None if options.dataset is None else expanded(options.dataset, "--dataset")
+    dataset = None if options.dataset is None else _local_dataset(options.dataset)
     rows = tested_rows(found, dataset)
     if rows is not None:
         if not options.unsafe and (why := sandbox.why_unavailable()) is not None:
@@ -116,6 +126,10 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
     check_harness()
     harness = HarnessOptions(options.dataset, options.split, options.max_workers, options.timeout or 1800)
     return run_harness(found, harness)
+
+
+def _local_dataset(name: str) -> Path:
+    return dataset_path(name, "--dataset") if is_remote(name) else expanded(name, "--dataset")
 
 
 def _log_to_tracker(directory: Path, summary: Summary, *, trusted: bool) -> None:
@@ -134,9 +148,8 @@ def _line(directory: Path, summary: Summary) -> str:
     rate = summary["resolved_rate"]
     share = "" if rate is None else f" ({100 * rate:.1f}%)"
     asked = covered_samples(summary)
-    line = (
-        f"{clean(str(directory))}: resolved {summary['resolved']} of {asked}{share}, evaluated {summary['evaluated']}"
-    )
+    resolved = f"resolved {summary['resolved']} of {asked}{share}, evaluated {summary['evaluated']}"
+    line = f"{clean(displayed(directory))}: {resolved}"
     if "selected_resolved" in summary and (instances := summary["instances"]):
         selected, by_any = summary["selected_resolved"], summary["resolved_by_any"]
         line += (
@@ -152,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Resolved rates. The bundled sample and files with tests are tested here. Other datasets need "
         "the official harness (package swebench, needs Docker), or its finished report.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--report", type=Path, metavar="FILE", help="a finished report of the official harness")
     parser.add_argument(
         "--sample", type=int, default=0, metavar="N", help="the sample that --report covers (default 0)"

@@ -1,0 +1,82 @@
+"""Local paths of what object stores contain: working directories, copies for reading, names to show."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from swe_infer.errors import ConfigError
+from swe_infer.remote.store import checked_url, is_remote, scheme_of, writable_url
+from swe_infer.resources import cache_home, expanded, state_home
+
+_FILE = re.compile(r"file://(?:localhost)?(/.*)", re.DOTALL)
+_UNSAFE = re.compile(r"[^A-Za-z0-9._=,+@-]")
+
+_SHOWN: dict[Path, str] = {}
+"""The URLs of local folders."""
+
+
+def plain_path(text: str, key: str = "") -> Path:
+    """A path of this machine from a path or ``file://`` URL; ``~`` is expanded.
+
+    Raises:
+        ConfigError: it is another URL, or there is no home directory.
+    """
+    if scheme_of(text) is None:
+        return expanded(text, key)
+    if (found := _FILE.fullmatch(text)) is not None:
+        return Path(found[1])
+    shown = f"{key}={text}" if key else text
+    if scheme_of(text) == "file":
+        raise ConfigError(f"{shown}: must be an absolute path, such as file:///home/me/runs")
+    checked_url(text, key)
+    raise ConfigError(f"{shown}: must be a path of this machine")
+
+
+def working_path(text: str, key: str = "") -> Path:
+    """The local path where a folder is written: the path itself, or the working directory of a URL in the user's
+    state directory.
+
+    Raises:
+        ConfigError: the URL is invalid, or there is no home directory.
+    """
+    if not is_remote(text):
+        return plain_path(text, key)
+    url = writable_url(text, key)
+    home = state_home()
+    if home is None:
+        raise ConfigError(f"{key}={url}: is written by way of ~/.local/state; set HOME or XDG_STATE_HOME")
+    return _local_path(home, url)
+
+
+def cached_path(url: str, kind: str = "remote") -> Path:
+    """The local path of a copy for reading, in the user's cache.
+
+    Args:
+        url: see :func:`checked_url`.
+        kind: distinguishes copies of one URL.
+
+    Raises:
+        ConfigError: there is no home directory.
+    """
+    home = cache_home()
+    if home is None:
+        raise ConfigError(f"{url}: is read by way of ~/.cache; set HOME or XDG_CACHE_HOME")
+    return _local_path(home, url, kind)
+
+
+def _local_path(home: Path, url: str, kind: str = "remote") -> Path:
+    parent, _, name = url.rpartition("/")
+    digest = hashlib.blake2b(parent.encode(), digest_size=6).hexdigest()
+    path = home / kind / digest / _UNSAFE.sub("-", name)
+    _SHOWN[path] = _SHOWN[path.resolve()] = url
+    return path
+
+
+def displayed(path: Path) -> str:
+    """A path for messages and scripts: the URL that it stands for, if any."""
+    for folder in (path, *path.parents):
+        if (url := _SHOWN.get(folder)) is not None:
+            return "/".join((url, *path.relative_to(folder).parts))
+    return str(path)
