@@ -9,7 +9,7 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, get_args
 
 from swe_infer.types import EditFormat, Prompt
@@ -135,8 +135,10 @@ def files_in_prompt(text: str) -> dict[str, str]:
 def _content(body: str) -> str | None:
     """The content of a file, without line numbers; None if ``body`` contains only excerpts."""
     lines = body.split("\n")
-    if len(lines) <= _USUAL_LINES and all(map(str.startswith, lines, _prefixes())):
-        return "\n".join(map(str.removeprefix, lines, _prefixes()))
+    if len(lines) <= _USUAL_LINES:
+        content = "\n".join(map(str.removeprefix, lines, _prefixes()))
+        if len(body) - len(content) == _prefix_lengths()[len(lines) - 1]:  # each line had its number
+            return content
     parts = [line.partition(" ") for line in lines]
     if [number for number, _, _ in parts] == list(map(str, range(1, len(lines) + 1))):
         return "\n".join([text for _, _, text in parts])
@@ -153,3 +155,9 @@ def _content(body: str) -> str | None:
 def _prefixes() -> tuple[str, ...]:
     """The line numbers of a file, with the space behind them."""
     return tuple(f"{number} " for number in range(1, _USUAL_LINES + 1))
+
+
+@cache
+def _prefix_lengths() -> tuple[int, ...]:
+    """The characters of the first prefix, of the first two, and so on."""
+    return tuple(accumulate(map(len, _prefixes())))

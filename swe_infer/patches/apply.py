@@ -91,6 +91,8 @@ def _apply_file(patch: FilePatch, files: Mapping[str, str], result: Applied) -> 
 def _apply_hunks(patch: FilePatch, content: str, result: Applied) -> str:
     if not patch.hunks:
         return content
+    if (changed := _at_stated_lines(patch.hunks, content)) is not None:
+        return changed
     image = _Image(content)
     for number, hunk in enumerate(patch.hunks, 1):
         why = image.apply(hunk)
@@ -98,6 +100,39 @@ def _apply_hunks(patch: FilePatch, content: str, result: Applied) -> str:
             raise PatchError(f"{patch.path}: hunk {number} of {len(patch.hunks)} {why}")
     result.guessed = result.guessed or image.guessed
     return image.content()
+
+
+def _at_stated_lines(hunks: Sequence[Hunk], content: str) -> str | None:
+    """The content after hunks that follow one another and match where their headers say; None if they do not.
+
+    This is the usual case, and needs no list of the file's lines.
+    """
+    parts: list[str] = []
+    position = lines_before = 0  # where the last hunk ends, and the number of the lines before that after the change
+    for hunk in hunks:
+        old = [line.text + "\n" for line in hunk.lines if line.tag != "+"]
+        new = [line.text + "\n" for line in hunk.lines if line.tag != "-"]
+        text, header = "".join(old), hunk.header
+        if header is None or not old or any(line.no_newline for line in hunk.lines):
+            return None
+        start = max(header.new_start - 1, 0)
+        at = _line_with(text, content, position, start - lines_before)
+        end = at + len(text)
+        is_last = hunk.lines[-1].tag != " "
+        if at < 0 or (header.old_start <= 1 and start) or (is_last and end != len(content)):
+            return None
+        parts += [content[position:at], *new]
+        position, lines_before = end, start + len(new)
+    return "".join([*parts, content[position:]])
+
+
+def _line_with(text: str, content: str, position: int, count: int) -> int:
+    """The offset of ``text`` at the start of the line that is ``count`` lines after the one at ``position``; -1 if it
+    is not there."""
+    at = content.find(text, position)
+    while at >= 0 and (count := count - content.count("\n", position, at)) > 0:
+        position, at = at, content.find(text, at + 1)
+    return at if at >= 0 and count == 0 and (not at or content[at - 1] == "\n") else -1
 
 
 class _Image:

@@ -124,8 +124,14 @@ def tag_of(line: str) -> Tag:
     return "+" if line[:1] == "+" else "-" if line[:1] == "-" else " "
 
 
+_OTHER_LINE_ENDS = "\r\v\f\x1c\x1d\x1e"
+"""The further ASCII characters that end a line for :meth:`str.splitlines`."""
+
+
 def split_lines(content: str) -> list[str]:
     """Splits into lines with their newline. Only ``\\n`` ends a line, as in git. The last may lack it."""
+    if content.isascii() and not any(end in content for end in _OTHER_LINE_ENDS):
+        return content.splitlines(keepends=True)  # half the time
     lines = content.split("\n")
     last = lines.pop()
     whole = [line + "\n" for line in lines]
