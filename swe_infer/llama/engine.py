@@ -60,6 +60,7 @@ class EngineOptions:
         kv_cache_gb: gigabytes (10^9 bytes) of the KV cache; None: from the free memory.
         workers: engines side by side; None: one for each GPU, or one on a CPU.
         cluster: Ray cluster of the engines; None: this machine.
+        stall_timeout_s: seconds without a step after which one of several engines is restarted.
     """
 
     max_batch_tokens: int = 2048
@@ -67,6 +68,7 @@ class EngineOptions:
     kv_cache_gb: float | None = None
     workers: int | None = None
     cluster: RayCluster | None = None
+    stall_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         for key in ("max_batch_tokens", "max_sequences"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swe_infer.types import LlamaModel
 
@@ -19,9 +19,9 @@ class EnginePool:
 
     def __init__(self) -> None:
         self._key: tuple[LlamaModel, EngineOptions] | None = None
-        self._engine: Engine | DataParallelEngine[Any] | None = None
+        self._engine: Engine | DataParallelEngine | None = None
 
-    def get(self, model: LlamaModel, options: EngineOptions) -> Engine | DataParallelEngine[Any]:
+    def get(self, model: LlamaModel, options: EngineOptions) -> Engine | DataParallelEngine:
         """Return the engine for ``model``, loading it if necessary. Several engines behave as one.
 
         Raises the errors of ``Engine.load``.
@@ -40,7 +40,7 @@ class EnginePool:
             engine.close()
 
 
-def _load(model: LlamaModel, options: EngineOptions) -> Engine | DataParallelEngine[Any]:
+def _load(model: LlamaModel, options: EngineOptions) -> Engine | DataParallelEngine:
     if options.cluster is not None:
         from swe_infer.llama.ray_worker import ray_engines
 

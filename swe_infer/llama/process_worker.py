@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import multiprocessing
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.llama.data_parallel import DataParallelEngine, Message, WorkerDied
+from swe_infer.llama.data_parallel import DataParallelEngine, Report, Worker, WorkerDied
 from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import Engine, EngineOptions, PromptTooLong, threads_for
+from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.sequence import Sequence as EngineSequence
+from swe_infer.llama.stopping import StopParams
+from swe_infer.text import first_line
 from swe_infer.types import LlamaModel
 
+_log = logging.getLogger(__name__)
+
 _POLL_S = 0.2
+_REPORT_INTERVAL_S = 1.0
 
 
-def process_engines(
-    model: LlamaModel, options: EngineOptions, devices: list[str]
-) -> DataParallelEngine[ProcessWorker]:
+def process_engines(model: LlamaModel, options: EngineOptions, devices: list[str]) -> DataParallelEngine:
     """Start one engine for each entry of ``devices``, which may repeat. See :class:`DataParallelEngine`.
 
     Raises:
@@ -34,123 +42,127 @@ def process_engines(
     if options.kv_cache_gb is None and "cuda" in devices[0] and len(set(devices)) < len(devices):
         raise ConfigError(f"runner.workers={len(devices)}: engines that share a GPU need runner.kv_cache_gb")
     workers = [ProcessWorker(dataclasses.replace(model, device=device), options, len(devices)) for device in devices]
-    return DataParallelEngine(model, options, workers, _readable)
+
+    def new_workers() -> list[ProcessWorker]:
+        added, workers[:] = list(workers), []
+        return added
+
+    return DataParallelEngine(model, options, new_workers, _poll)
 
 
-def _readable(workers: Sequence[ProcessWorker]) -> Sequence[ProcessWorker]:
-    """Return the workers that have a message or have ended, after a short timeout at most."""
-    ready = wait([worker.pipe for worker in workers] + [worker.process.sentinel for worker in workers], _POLL_S)
-    return [worker for worker in workers if worker.pipe in ready or worker.process.sentinel in ready]
+def _poll(workers: Sequence[ProcessWorker]) -> Iterator[tuple[ProcessWorker, Report | WorkerDied]]:
+    readable = wait([worker.pipe for worker in workers], _POLL_S)
+    for worker in workers:
+        if worker.pipe in readable:
+            try:
+                yield worker, worker.pipe.recv()
+            except (EOFError, OSError):
+                worker.process.join(timeout=5)
+                yield worker, WorkerDied(f"ended with exit code {worker.process.exitcode}")
 
 
-class ProcessWorker:
-    """The parent's handle of an engine in a local process."""
+class ProcessWorker(Worker):
+    """An engine in a local process, which ends when its pipe is closed."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions, share: int) -> None:
+        self._arguments = (model, options, share)
+        self._sender = ThreadPoolExecutor(max_workers=1)  # the pipe to an engine that hangs may be full
+        super().__init__(f"the engine on {model.device}")
+
+    def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_main, args=(theirs, model, options, share), daemon=True)
+        self.process: BaseProcess = context.Process(target=_main, args=(theirs, *self._arguments), daemon=True)
         self.process.start()
         theirs.close()
-        self.name = f"the engine on {model.device}"
 
-    @property
-    def alive(self) -> bool:
-        return self.process.is_alive()
+    def send(self, kind: str, *content: Any) -> None:
+        self._sender.submit(self.pipe.send_bytes, ForkingPickler.dumps((kind, *content)))
 
-    def send(self, kind: str, epoch: int, content: Any = None) -> None:
-        try:
-            self.pipe.send((kind, epoch, content))
-        except OSError:
-            raise self._died() from None
-
-    def receive(self) -> list[Message]:
-        try:
-            return [self.pipe.recv()]
-        except (EOFError, OSError):
-            raise self._died() from None
+    def kill(self) -> None:
+        self.process.kill()
 
     def close(self) -> None:
-        self.pipe.close()
+        self._sender.submit(self.pipe.close)
+        self._sender.shutdown(wait=False)
         self.process.join(timeout=5)
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join()
-
-    def _died(self) -> WorkerDied:
-        self.process.join(timeout=5)
-        return WorkerDied(f"{self.name} ended with exit code {self.process.exitcode}")
+        self.process.kill()
+        self.process.join()
 
 
 def _main(pipe: Connection, model: LlamaModel, options: EngineOptions, share: int) -> None:
-    """Entry point of a worker process. Only the parent reacts to Ctrl-C."""
+    """Entry point of the process. Only the parent reacts to Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(pipe, model, options, max(1, torch.get_num_threads() // share))
+
+    def receive(block: bool) -> Any:
+        return pipe.recv() if block or pipe.poll() else None
+
+    with suppress(EOFError, OSError):  # the parent has closed the pipe
+        for report in serve(receive, model, options, max(1, torch.get_num_threads() // share)):
+            pipe.send(report)
 
 
-def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
-    """Load an engine and serve requests until the parent closes the pipe. ``threads``: of an engine on a CPU."""
+def serve(
+    receive: Callable[[bool], Any], model: LlamaModel, options: EngineOptions, threads: int
+) -> Iterator[Report]:
+    """Load an engine and alternate between the parent's commands and steps.
+
+    Commands are ``("add", run, [(request, source), …])``, where the source is that of the last request if it is
+    None; ``("stop",)``, which drops the requests that have not started; and ``("abandon",)``, which drops all.
+
+    Args:
+        receive: returns the next command; None if there is none, unless it is called with True.
+        threads: of an engine on a CPU.
+    """
     if model.device == "cpu" or not torch.cuda.is_available():
         torch.set_num_threads(threads)
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has closed the pipe
-        try:
-            engine = Engine.load(model, options)
-            pipe.send(("ready", 0, None, engine.figures()))
-            with threads_for(engine.model):
-                _ServeLoop(pipe, engine).run()
-        except SweInferError as error:
-            pipe.send(("failed", 0, error, {}))
+    try:
+        engine = Engine.load(model, options)
+        yield Report(figures=engine.figures())
+        with threads_for(engine.model):
+            yield from _serve(engine, receive)
+    except (EOFError, ConnectionError):
+        raise
+    except SweInferError as error:
+        yield Report(error=error)
+    except Exception as error:  # noqa: BLE001 - every failure is reported; other engines continue
+        _log.exception("the engine ended")
+        yield Report(error=WorkerDied(f"{type(error).__name__}: {first_line(error)}"))
 
 
-class _ServeLoop:
-    """Alternates between handling the parent's messages and engine steps."""
-
-    def __init__(self, pipe: Connection, engine: Engine) -> None:
-        self.pipe = pipe
-        self.engine = engine
-        self.epoch = 0
-        self._not_started: list[EngineSequence] = []
-        self._source = NO_SOURCE
-
-    def run(self) -> None:
-        while True:
-            while not self.engine.scheduler.busy or self.pipe.poll():
-                self._handle(*self.pipe.recv())
-            answers = self.engine.step()
-            self._report_started()
-            if answers:
-                bare = [dataclasses.replace(a, request=a.request.without_source()) for a in answers]
-                self._send("answers", bare)
-
-    def _handle(self, kind: str, epoch: int, content: Any) -> None:
-        self.epoch = epoch
-        if kind == "source":
-            self._source = content
-        elif kind == "add":
-            try:
-                self.engine.add_request(dataclasses.replace(content, source=self._source))
-            except (PromptTooLong, ValueError) as error:
-                self._send("rejected", (content, type(error).__name__, str(error)))
-            else:
-                self._not_started.append(self.engine.scheduler.waiting[-1])
-        elif kind == "stop":
-            self._not_started.clear()
-            unstarted = [s.request.without_source() for s in self.engine.scheduler.waiting if s.started is None]
-            self.engine.scheduler.drop_unstarted()
-            self._send("dropped", unstarted)
-        elif kind == "abandon":
-            self._not_started.clear()
-            self.engine.abandon()
-        elif kind == "reset":
-            self.engine.reset_stats()
-            self._send("reset", None)
-
-    def _report_started(self) -> None:
-        """Report started requests, so that the parent can send others."""
-        started = [sequence.request.key for sequence in self._not_started if sequence.started is not None]
-        if started:
-            self._not_started = [sequence for sequence in self._not_started if sequence.started is None]
-            self._send("started", started)
-
-    def _send(self, kind: str, content: Any) -> None:
-        self.pipe.send((kind, self.epoch, content, self.engine.figures()))
+def _serve(engine: Engine, receive: Callable[[bool], Any]) -> Iterator[Report]:
+    waiting: list[EngineSequence] = []
+    report, reported, source = Report(), time.monotonic(), NO_SOURCE
+    while True:
+        while command := receive(not engine.scheduler.busy and not report.rejected):
+            kind, *content = command
+            if kind == "add":
+                run, batch = content
+                if run != report.run:
+                    report.run = run
+                    engine.reset_stats()
+                for request, own_source in batch:
+                    source = source if own_source is None else own_source
+                    try:
+                        engine.add_request(dataclasses.replace(request, source=source))
+                        waiting.append(engine.scheduler.waiting[-1])
+                    except (PromptTooLong, ValueError) as error:
+                        report.rejected.append((request.key, error))
+            elif kind == "stop":
+                report.rejected += [(s.request.key, None) for s in engine.scheduler.waiting if s.started is None]
+                engine.scheduler.drop_unstarted()
+            elif kind == "abandon":
+                waiting.clear()
+                engine.abandon()
+        for answer in engine.step():
+            key = answer.request.key
+            _log.info("answered %s with %d tokens", key, len(answer.token_ids))
+            bare = GenerationRequest(key, (), StopParams(0))  # the parent has the prompt
+            report.answers.append(dataclasses.replace(answer, request=bare))
+        report.started = [s.request.key for s in waiting if s.started is not None]
+        waiting = [s for s in waiting if s.started is None]
+        now = time.monotonic()
+        if report.answers or report.started or report.rejected or now - reported > _REPORT_INTERVAL_S:
+            report.figures = engine.figures()
+            yield report
+            report, reported = Report(report.run), now

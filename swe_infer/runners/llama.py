@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from swe_infer.errors import ConfigError
 from swe_infer.interrupts import INTERRUPTS
@@ -74,6 +74,9 @@ class LlamaRunner:
         int | None,
         Option("Number of engines, one process each; null: one per GPU, or one on a CPU.", "speed"),
     ] = None
+    stall_timeout_s: Annotated[
+        float, Option("Seconds without a forward pass after which one of several engines is restarted.", "speed")
+    ] = 600.0
     ray: Annotated[RayCluster | None, Option("The Ray cluster for the engines; null: this machine.", "speed")] = None
     max_concurrent_jobs: Annotated[
         int, Option("Maximum number of jobs of a sweep that share one engine.", "speed")
@@ -96,10 +99,12 @@ class LlamaRunner:
             )
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"runner.workers={self.workers}: must be at least 1, or null for one on each GPU")
+        if not self.stall_timeout_s > 0:
+            raise ConfigError(f"runner.stall_timeout_s={self.stall_timeout_s}: must be above 0")
         self.label = self.model.label
         self.context_window: int | None = self.model.context_window
         self._engines = EnginePool()
-        self._engine: Engine | DataParallelEngine[Any] | None = None
+        self._engine: Engine | DataParallelEngine | None = None
         self._tokenizer: LlamaTokenizer | None = None
         self._stream: RequestStream | None = None
         self._jobs = 0
@@ -240,7 +245,8 @@ class LlamaRunner:
     @property
     def engine_key(self) -> tuple[object, ...]:
         """Runners with equal keys can share an engine."""
-        return (self.model, self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.workers, self.ray)
+        limits = (self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.stall_timeout_s)
+        return (self.model, limits, self.workers, self.ray)
 
     @property
     def in_flight(self) -> int:
@@ -289,13 +295,18 @@ class LlamaRunner:
             details=details,
         )
 
-    def _load_engine(self) -> Engine | DataParallelEngine[Any]:
+    def _load_engine(self) -> Engine | DataParallelEngine:
         from swe_infer.llama.engine import EngineOptions
 
         if self._engine is None:
             started = time.perf_counter()
             options = EngineOptions(
-                self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.workers, self.ray
+                self.max_batch_tokens,
+                self.max_sequences,
+                self.kv_cache_gb,
+                self.workers,
+                self.ray,
+                self.stall_timeout_s,
             )
             with INTERRUPTS.stoppable():  # loading takes minutes, and no request is in flight
                 self._engine = self._engines.get(self.model, options)
@@ -347,9 +358,7 @@ def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:
         push_next(index)
 
 
-def _prepared(
-    engine: Engine | DataParallelEngine[Any], streams: Sequence[RequestStream]
-) -> Iterator[GenerationRequest]:
+def _prepared(engine: Engine | DataParallelEngine, streams: Sequence[RequestStream]) -> Iterator[GenerationRequest]:
     """Converts requests for the engine. A prompt that cannot be encoded fails its own requests only."""
     from swe_infer.llama.drafting import NO_SOURCE, DraftSource
     from swe_infer.llama.sequence import GenerationRequest

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
+import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,61 +20,87 @@ from swe_infer.types import DrafterKind, LlamaModel
 from tests.llama.drafts import PROMPT, source_of
 
 if TYPE_CHECKING:
-    from swe_infer.llama.data_parallel import DataParallelEngine, Message, WorkerDied
+    from swe_infer.llama.data_parallel import MAX_LOSSES, DataParallelEngine, Report, Worker, WorkerDied
     from swe_infer.llama.engine import EngineOptions
     from swe_infer.llama.process_worker import serve
-    from swe_infer.llama.ray_worker import EngineHost, serve_in_a_thread
     from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
 
-def options() -> EngineOptions:
-    return EngineOptions(max_batch_tokens=128, max_sequences=2, kv_cache_gb=0.01)
+def options(sequences: int = 2) -> EngineOptions:
+    return EngineOptions(max_batch_tokens=128, max_sequences=sequences, kv_cache_gb=0.01)
 
 
-class ThreadWorker:
+def thread_worker(
+    model: LlamaModel, name: str, fatal: Collection[str] = (), *, dies: bool = False, sequences: int = 2
+) -> Any:
     """A worker whose engine runs in a thread of this process, as in an actor.
 
     Args:
-        fatal: keys of requests that kill it.
+        fatal: keys of requests that end it.
+        dies: whether any request ends it.
     """
 
-    def __init__(self, model: LlamaModel, name: str, fatal: Sequence[str] = ()) -> None:
-        self.name = name
-        self.alive = True
-        self.paused = False
-        self.answered: list[str] = []
-        self._fatal = fatal
-        self.messages: list[tuple[str, Any]] = []
-        self._host = EngineHost(model, options(), 1)
+    class ThreadWorker(Worker):
+        starts = 0
+        paused = False
 
-    def send(self, kind: str, epoch: int, content: Any = None) -> None:
-        if kind == "add" and content.key in self._fatal:
-            self.alive = False
-        self.messages.append((kind, content))
-        with suppress(OSError):  # receive() reports it
-            self._host.send(kind, epoch, content)
+        def __init__(self) -> None:
+            self.sent: list[tuple[str, Any]] = []
+            self.answered_keys: list[str] = []
+            super().__init__(name)
 
-    def receive(self) -> list[Message]:
-        if not self.alive:
-            raise WorkerDied(f"{self.name} was lost")
-        messages = self._host.poll()
-        self.answered += [str(answer.request.key) for m in messages if m[0] == "answers" for answer in m[2]]
-        return messages
+        def start(self) -> None:
+            self.starts += 1
+            self.lost = False
+            self.commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            self.reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+            threading.Thread(target=self.serve, args=(self.commands, self.reports), daemon=True).start()
 
-    def wait_until_loaded(self) -> None:
-        deadline = time.monotonic() + 120
-        while not self._host.has_message() and time.monotonic() < deadline:
-            time.sleep(0.002)
+        def serve(self, commands: queue.SimpleQueue[Any], reports: queue.SimpleQueue[Report]) -> None:
+            def receive(block: bool) -> Any:
+                command = commands.get() if block or not commands.empty() else None
+                if command == "end":
+                    raise EOFError
+                return command
 
-    def close(self) -> None:
-        self.alive = False
-        self._host.close()
+            try:
+                for report in serve(receive, model, options(sequences), 1):
+                    reports.put(report)
+            except EOFError:
+                return
+
+        def send(self, kind: str, *content: Any) -> None:
+            self.sent.append((kind, content))
+            if kind == "add":
+                self.lost |= dies or any(request.key[1] in fatal for request, _ in content[1])
+            self.commands.put((kind, *content))
+
+        def kill(self) -> None:
+            self.lost = True
+
+        def close(self) -> None:
+            self.lost = True
+            self.commands.put("end")
+
+    return ThreadWorker()
 
 
-def readable(workers: Sequence[ThreadWorker]) -> list[ThreadWorker]:
-    """The workers that are not paused and have a message, after a short sleep."""
+def poll(workers: Sequence[Any]) -> Iterator[tuple[Any, Report | WorkerDied]]:
     time.sleep(0.002)
-    return [worker for worker in workers if not worker.paused and (not worker.alive or worker._host.has_message())]
+    for worker in workers:
+        if worker.lost:
+            worker.commands.put("end")
+            yield worker, WorkerDied("was lost")
+        elif not worker.paused and not worker.reports.empty():
+            report = worker.reports.get()
+            worker.answered_keys += [answer.request.key[1] for answer in report.answers]
+            yield worker, report
+
+
+def wait_until_loaded(worker: Any) -> None:
+    deadline = time.monotonic() + 120
+    while worker.reports.empty() and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -83,8 +108,15 @@ def model(checkpoint: Path) -> LlamaModel:
     return LlamaModel(path=str(checkpoint))
 
 
-def group_of(model: LlamaModel, *workers: ThreadWorker) -> DataParallelEngine[ThreadWorker]:
-    return DataParallelEngine(model, options(), workers, readable, wait_for_all=False)
+def group_of(model: LlamaModel, *workers: Any, sequences: int = 2) -> DataParallelEngine:
+    waiting = list(workers)
+
+    def new_workers() -> list[Any]:
+        new = list(waiting)
+        waiting.clear()
+        return new
+
+    return DataParallelEngine(model, options(sequences), new_workers, poll, wait_for_all=False)
 
 
 def requests(count: int = 12) -> list[GenerationRequest]:
@@ -92,58 +124,98 @@ def requests(count: int = 12) -> list[GenerationRequest]:
 
 
 def test_one_engine_starts_and_late_ones_join(model: LlamaModel, checkpoint: Path) -> None:
-    first, late = ThreadWorker(model, "first"), ThreadWorker(model, "late")
+    first, late = thread_worker(model, "first"), thread_worker(model, "late")
     late.paused = True
     group = group_of(model, first, late)
 
     def asked() -> Iterator[GenerationRequest]:
         for number, request in enumerate(requests()):
             if number == 6:
-                late.wait_until_loaded()
+                wait_until_loaded(late)
                 late.paused = False
             yield request
 
     found = {str(answer.request.key): answer.token_ids for answer in group.generate(asked(), refuse)}
     expected = generate(engine_of(checkpoint), requests())
     assert found == {key: answer.token_ids for key, answer in expected.items()}
-    assert len(first.answered) >= 4
-    assert first.answered + late.answered != sorted(first.answered)
-    assert late.answered
+    assert len(first.answered_keys) >= 4
+    assert first.answered_keys + late.answered_keys != sorted(first.answered_keys)
+    assert late.answered_keys
     group.close()
 
 
-def test_a_request_that_kills_three_engines_fails_alone(model: LlamaModel) -> None:
-    workers = [ThreadWorker(model, f"engine {n}", fatal=["5"]) for n in range(4)]
-    group = group_of(model, *workers)
-    refused: dict[str, str] = {}
-    answers = list(group.generate(requests(), lambda r, e: refused.update({str(r.key): f"{type(e).__name__}: {e}"})))
-    assert refused == {"5": "WorkerDied: 3 engines ended while they computed this request"}
-    assert sorted(str(answer.request.key) for answer in answers) == sorted(str(n) for n in range(12) if n != 5)
-    assert sum(worker.alive for worker in workers) == 1
+def test_requests_that_kill_engines_fail_alone(model: LlamaModel) -> None:
+    """Two of 24 requests end each engine that runs them. No request beside them fails, and the engines return."""
+    fatal = ["3", "4"]
+    workers = [thread_worker(model, f"engine {n}", fatal, sequences=8) for n in range(2)]
+    group = group_of(model, *workers, sequences=8)
+    rejected: dict[str, str] = {}
+    answers = list(
+        group.generate(requests(24), lambda r, e: rejected.update({str(r.key): f"{type(e).__name__}: {e}"}))
+    )
+    assert rejected == dict.fromkeys(fatal, "WorkerDied: 3 engines ended while they computed this request")
+    assert sorted(str(answer.request.key) for answer in answers) == sorted(
+        str(n) for n in range(24) if str(n) not in fatal
+    )
+    assert group.usable
+    assert len(group.workers) + sum(worker.lost for worker in workers) <= 2
     group.close()
 
 
-def test_an_engine_that_cannot_load_is_dropped_if_another_works(model: LlamaModel, tmp_path: Path) -> None:
-    good, bad = ThreadWorker(model, "good"), ThreadWorker(LlamaModel(path=str(tmp_path / "absent")), "bad")
+def test_an_engine_that_fails_time_and_again_is_given_up_and_fails_no_request(model: LlamaModel) -> None:
+    good, bad = thread_worker(model, "good"), thread_worker(model, "bad", dies=True)
+    group = group_of(model, good, bad)
+    answered: list[str] = []
+
+    def asked() -> Iterator[GenerationRequest]:
+        yield from requests()
+        number = 100
+        while group.usable:
+            number += 1
+            yield ask(number, random_prompt(20, number), 4)
+
+    for answer in group.generate(asked(), refuse):
+        answered.append(str(answer.request.key))
+    assert len(answered) == len(set(answered))
+    assert {str(request.key) for request in requests()} <= set(answered)
+    assert bad.starts >= MAX_LOSSES
+    assert group.workers == (good,)
+    group.close()
+
+
+def test_if_no_engine_is_left_the_error_says_why(model: LlamaModel) -> None:
+    group = group_of(model, thread_worker(model, "engine", dies=True))
+    with pytest.raises(WorkerDied, match=r"^no engine is left; the last one: engine: was lost$"):
+        list(group.generate((ask(n, random_prompt(20, n), 4) for n in range(1000)), refuse))
+    group.close()
+
+
+def test_an_engine_that_cannot_load_is_given_up_if_another_works(model: LlamaModel, tmp_path: Path) -> None:
+    good, bad = thread_worker(model, "good"), thread_worker(LlamaModel(path=str(tmp_path / "absent")), "bad")
     bad.paused = True
     group = group_of(model, good, bad)
     bad.paused = False
-    answers = list(group.generate(requests(), refuse))
-    assert len(answers) == 12
-    assert not group.usable
+
+    def asked() -> Iterator[GenerationRequest]:
+        while group.usable:
+            yield ask("same", random_prompt(20, 0), 2)
+
+    list(group.generate(asked(), refuse))
+    assert bad.starts == MAX_LOSSES
+    assert len(list(group.generate(requests(), refuse))) == 12
     group.close()
 
 
 def test_if_the_first_engine_cannot_load_its_error_is_raised(model: LlamaModel, tmp_path: Path) -> None:
-    workers = [ThreadWorker(LlamaModel(path=str(tmp_path / "absent")), f"engine {n}") for n in range(2)]
+    workers = [thread_worker(LlamaModel(path=str(tmp_path / "absent")), f"engine {n}") for n in range(2)]
     with pytest.raises(CheckpointError, match="there is no such directory"):
         group_of(model, *workers)
-    assert not any(worker.alive for worker in workers)
+    assert all(worker.lost for worker in workers)
 
 
 def test_samples_of_a_prompt_send_its_source_once_and_none_is_returned(model: LlamaModel) -> None:
     """A remote engine drafts from the source it was sent: it has neither the prompt's text nor its parser."""
-    worker = ThreadWorker(model, "engine")
+    worker = thread_worker(model, "engine")
     group = group_of(model, worker)
     prompts = [random_prompt(40, n) for n in range(3)]
     sources = [source_of(PROMPT.replace("office", f"office{n}")) for n in range(3)]
@@ -154,44 +226,32 @@ def test_samples_of_a_prompt_send_its_source_once_and_none_is_returned(model: Ll
         for sample, drafter in enumerate(kinds)
     ]
     for _ in range(2):
-        worker.messages.clear()
+        worker.sent.clear()
         answers = list(group.generate(asked, refuse))
-        sent = [pickle.loads(pickle.dumps(content)) for kind, content in worker.messages if kind == "source"]
-        assert sent == [DraftSource(source.prose, dict(source.files)) for source in sources]
-        assert {type(source.files) for source in sent} == {dict}
-        assert all(content.source is NO_SOURCE for kind, content in worker.messages if kind == "add")
-        assert len(answers) == len(asked)
-        assert all(answer.request.source == NO_SOURCE for answer in answers)
+        sent = [item for kind, content in worker.sent if kind == "add" for item in content[1]]
+        found = [pickle.loads(pickle.dumps(source)) for _, source in sent if source is not None]
+        assert found == [DraftSource(source.prose, dict(source.files)) for source in sources]
+        assert {type(source.files) for source in found} == {dict}
+        assert all(request.source is NO_SOURCE for request, _ in sent)
+        assert [answer.request for answer in sorted(answers, key=lambda a: str(a.request.key))] == asked
     group.close()
 
 
 def test_an_error_in_an_engine_is_reported_in_one_line(model: LlamaModel) -> None:
-    """A malformed message stands for any failure inside a step."""
-    worker = ThreadWorker(model, "engine")
+    """A malformed command stands for any failure inside a step."""
+    worker = thread_worker(model, "engine")
     group = group_of(model, worker)
-    worker._host.send("add", 1, None)
-    with pytest.raises(WorkerDied, match=r"^an engine of Ray ended: TypeError: replace\(\)") as caught:
-        list(group.generate(requests(), refuse))
+
+    def asked() -> Iterator[GenerationRequest]:
+        for number in range(1000):
+            worker.commands.put(("add", 0, [(None, None)]))
+            yield ask(number, random_prompt(20, number), 4)
+
+    with pytest.raises(
+        WorkerDied, match=r"^no engine is left; the last one: engine: TypeError: replace\(\)"
+    ) as caught:
+        list(group.generate(asked(), refuse))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("directory", ["absent", None], ids=["cannot_load", "loads"])
-def test_an_engine_without_a_parent_ends_quietly(model: LlamaModel, tmp_path: Path, directory: str | None) -> None:
-    """The parent of a group whose first engine failed closes the others, which may still be loading."""
-    ours, theirs = multiprocessing.Pipe()
-    ours.close()
-    serve(theirs, model if directory is None else LlamaModel(path=str(tmp_path / directory)), options(), 1)
-
-
-def test_an_error_without_a_parent_ends_quietly(model: LlamaModel) -> None:
-    ours, theirs = multiprocessing.Pipe()
-    thread = threading.Thread(target=serve_in_a_thread, args=(theirs, model, options(), 1))
-    thread.start()
-    assert ours.recv()[0] == "ready"
-    ours.send(("add", 1, None))
-    ours.close()
-    thread.join(timeout=60)
-    assert theirs.closed
 
 
 def refuse(_: GenerationRequest, error: Exception) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.types import LlamaModel
 
 if TYPE_CHECKING:
-    from swe_infer.llama.data_parallel import DataParallelEngine, WorkerDied
+    from swe_infer.llama.data_parallel import DataParallelEngine, Worker
     from swe_infer.llama.engine import EngineOptions
     from swe_infer.llama.placement import worker_devices
     from swe_infer.llama.process_worker import ProcessWorker, process_engines
@@ -38,19 +40,21 @@ def requests() -> list[GenerationRequest]:
 
 
 @pytest.fixture(scope="module")
-def group(checkpoint: Path) -> Iterator[DataParallelEngine[ProcessWorker]]:
+def group(checkpoint: Path) -> Iterator[DataParallelEngine]:
     """The pool's engines. Other options close them, which is checked after the last test."""
     pool, model = EnginePool(), LlamaModel(path=str(checkpoint))
     made = pool.get(model, options())
     assert isinstance(made, DataParallelEngine)
     assert pool.get(model, options()) is made
     yield made
-    assert [worker.alive for worker in made.workers] == [True, True]
+    workers = made.workers
+    assert [_process(worker).is_alive() for worker in workers] == [True, True]
     assert not isinstance(pool.get(model, dataclasses.replace(options(), workers=1)), DataParallelEngine)
-    assert not any(worker.alive for worker in made.workers)
+    assert not any(_process(worker).is_alive() for worker in workers)
+    assert not made.usable
 
 
-def test_outputs_equal_those_of_one_engine(checkpoint: Path, group: DataParallelEngine[ProcessWorker]) -> None:
+def test_outputs_equal_those_of_one_engine(checkpoint: Path, group: DataParallelEngine) -> None:
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
     found = {str(answer.request.key): answer for answer in group.generate(requests(), _refuse)}
     assert {key: answer.token_ids for key, answer in found.items()} == expected
@@ -58,12 +62,12 @@ def test_outputs_equal_those_of_one_engine(checkpoint: Path, group: DataParallel
     assert all(figures["forward_passes"] > 0 for figures in group.figures_of_each())
 
 
-def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParallelEngine[ProcessWorker]) -> None:
-    """An idle worker carries no figures over from the previous run."""
+def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParallelEngine) -> None:
+    """An idle worker adds no figures of the previous run."""
     drafted = [dataclasses.replace(request, drafter="suffix") for request in requests()]
     for asked, busy in ((drafted, 2), (drafted[:3], 1)):
         group.reset_stats()
-        assert group.figures()["forward_passes"] == 0
+        assert group.figures_of_each() == []
         answers = list(group.generate(asked, _refuse))
         figures = group.figures()
         # the counts depend on timing: a busy machine may find no draft worthwhile
@@ -71,16 +75,16 @@ def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParal
         assert figures["accepted_tokens"] == sum(answer.accepted_tokens for answer in answers)
         parts = [each["forward_passes"] for each in group.figures_of_each()]
         assert figures["forward_passes"] == sum(parts)
-        assert sum(part > 0 for part in parts) == busy
+        assert len(parts) == busy
 
 
-def test_samples_of_a_prompt_go_to_one_worker(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_samples_of_a_prompt_go_to_one_worker(group: DataParallelEngine) -> None:
     prompt = random_prompt(200, 77)
     answers = list(group.generate([ask(i, prompt, 4, temperature=1.0, seed=i) for i in range(3)], _refuse))
     assert sorted(answer.cached_tokens for answer in answers) == [0, 199, 199]
 
 
-def test_invalid_requests_are_rejected_and_the_rest_complete(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_invalid_requests_are_rejected_and_the_rest_complete(group: DataParallelEngine) -> None:
     rejected = []
     asked = [ask("long", random_prompt(1500, 0)), ask("bad", [399, 400]), ask("good", random_prompt(9, 0), 3)]
     answers = list(group.generate(asked, lambda r, e: rejected.append((r.key, type(e).__name__))))
@@ -88,7 +92,7 @@ def test_invalid_requests_are_rejected_and_the_rest_complete(group: DataParallel
     assert sorted(rejected) == [("bad", "ValueError"), ("long", "PromptTooLong")]
 
 
-def test_no_request_starts_after_a_stop(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_no_request_starts_after_a_stop(group: DataParallelEngine) -> None:
     stop = threading.Event()
     read = []
 
@@ -105,7 +109,7 @@ def test_no_request_starts_after_a_stop(group: DataParallelEngine[ProcessWorker]
     assert len(read) < 20
 
 
-def test_an_abandoned_run_leaves_no_outputs_to_the_next(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_an_abandoned_run_leaves_no_outputs_to_the_next(group: DataParallelEngine) -> None:
     for _ in group.generate([ask(i, random_prompt(50, i), 30) for i in range(8)], _refuse):
         break
     group.abandon()
@@ -113,26 +117,34 @@ def test_an_abandoned_run_leaves_no_outputs_to_the_next(group: DataParallelEngin
     assert [answer.request.key for answer in answers] == ["new"]
 
 
-def test_requests_of_a_lost_worker_go_to_the_others_while_any_is_left(checkpoint: Path) -> None:
-    group = process_engines(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
+def test_a_killed_engine_and_a_hung_one_return(checkpoint: Path) -> None:
+    """Meanwhile each request is answered once, with the same tokens."""
+    patient = dataclasses.replace(options(), stall_timeout_s=3.0)
+    group = process_engines(LlamaModel(path=str(checkpoint)), patient, ["cpu", "cpu"])
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
+    killed, hung = (_process(worker) for worker in group.workers)
+
+    def asked() -> Iterator[GenerationRequest]:
+        yield from requests()
+        number = itertools.count()
+        while len(group.workers) < 2 or {killed, hung} & {_process(worker) for worker in group.workers}:
+            yield ask(f"more{next(number)}", random_prompt(40, 1), 4)
+
     found: dict[str, tuple[int, ...]] = {}
-    workers = group.workers
-    for answer in group.generate(requests(), _refuse):
+    for answer in group.generate(asked(), _refuse):
         if not found:
-            _kill(workers[0])
+            assert killed.pid is not None
+            assert hung.pid is not None
+            os.kill(killed.pid, signal.SIGKILL)
+            os.kill(hung.pid, signal.SIGSTOP)
         assert str(answer.request.key) not in found
         found[str(answer.request.key)] = answer.token_ids
-    assert found == expected
-    assert group.figures()["workers"] == 1
-    assert not group.usable, "the next run starts both again"
-    answers = group.generate([ask(i, random_prompt(40, i), 900) for i in range(4)], _refuse)
-    _kill(workers[1])
-    with pytest.raises(WorkerDied, match=r"all 2 engines are gone; the last: the engine on cpu ended with .* -9"):
-        list(answers)
-    group.abandon()
+    assert {key: tokens for key, tokens in found.items() if "more" not in key} == expected
+    assert (killed.exitcode, hung.exitcode) == (-9, -9)
+    assert group.usable
+    workers = group.workers
     group.close()
-    assert not any(worker.alive for worker in workers)
+    assert not any(_process(worker).is_alive() for worker in workers)
 
 
 def test_a_load_error_is_raised_in_the_parent(checkpoint: Path) -> None:
@@ -148,10 +160,9 @@ def test_workers_are_spread_over_devices() -> None:
         worker_devices("cuda:99", 2)
 
 
-def _kill(worker: ProcessWorker) -> None:
-    assert worker.process.pid is not None
-    os.kill(worker.process.pid, signal.SIGKILL)
-    worker.process.join()
+def _process(worker: Worker) -> BaseProcess:
+    assert isinstance(worker, ProcessWorker)
+    return worker.process
 
 
 def _refuse(_: GenerationRequest, error: Exception) -> None:

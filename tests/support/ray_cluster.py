@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes (raylets) on this machine, one of which can be killed."""
+"""A Ray cluster of nodes (raylets) on this machine, which can be killed and added."""
 
 from __future__ import annotations
 
@@ -34,8 +34,21 @@ class TwoNodes:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         node = {"num_cpus": self._jobs, "object_store_memory": _OBJECT_STORE}
         self._cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        self._second = self._cluster.add_node(**node)
+        self.add()
         return self
+
+    def add(self) -> None:
+        """Add a node, which :meth:`kill_second` would kill."""
+        self._second = self._cluster.add_node(num_cpus=self._jobs, object_store_memory=_OBJECT_STORE)
+
+    def engines(self) -> list[int]:
+        """Processes of engines on any node."""
+        return [pid for pid in sorted(descendants(os.getpid())) if b"EngineActor" in _command_line(pid)]
+
+    @property
+    def logs(self) -> Path:
+        """The folder with the logs of all nodes."""
+        return Path(self._cluster.head_node.get_logs_dir_path())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,7 +66,7 @@ class TwoNodes:
         return [pid for pid in sorted(descendants(raylet)) if _executes_a_job(pid)]
 
     def kill_second(self) -> float:
-        """Kill all processes of the second node, as in a power failure; returns the Unix time."""
+        """Kill all processes of the node that was added last, as in a power failure; returns the Unix time."""
         raylet = self._second.all_processes["raylet"][0].process.pid
         everything = [raylet, *descendants(raylet)]
         now = time.time()
@@ -73,6 +86,13 @@ def descendants(pid: int) -> set[int]:
     except OSError:
         return set()
     return children | {below for child in children for below in descendants(child)}
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _executes_a_job(pid: int) -> bool:
