@@ -58,8 +58,10 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 5.0
 """Seconds between uploads by default."""
 _RENEW_S = LEASE_S / 4
-_LAST_UPLOAD_S = 60.0
-"""Seconds that the end of a command tries to upload the rest."""
+_LAST_TRIES = 12
+"""Intervals for which the end of a command tries to upload the rest."""
+_HANGING_S = 60.0
+"""Seconds that an upload in progress may take to end."""
 _MOST_CONTENT = 1 << 20
 """Bytes of small files that a manifest contains."""
 _JOURNALS = frozenset([layout.RECORDS, "batches.jsonl", "batch_prompts.jsonl", SWEEP_JOBS, "same_answers.jsonl"])
@@ -89,6 +91,7 @@ class Mirror:
         self.directory = working_path(self.url, key)
         self._what = f"{key}={self.url}" if key else self.url
         self._interval_s = interval_s
+        self._last_upload_s = _LAST_TRIES * interval_s
         self._store = Store(self.url)
         self._manifest = Manifest(0, "")
         self._seen: dict[str, Seen] = {}
@@ -121,7 +124,7 @@ class Mirror:
         self._over.set()
         failure: str | None = "interrupted"
         try:
-            self._thread.join(_LAST_UPLOAD_S)
+            self._thread.join(max(_HANGING_S, self._last_upload_s))
             failure = "the store does not answer" if self._thread.is_alive() else self._upload_rest()
         except KeyboardInterrupt:
             kind = KeyboardInterrupt
@@ -306,7 +309,7 @@ class Mirror:
 
     def _upload_rest(self) -> str | None:
         """The uploads at the end; returns why they failed."""
-        deadline, pause_s = time.monotonic() + _LAST_UPLOAD_S, 0.5
+        deadline, pause_s = time.monotonic() + self._last_upload_s, min(0.5, self._interval_s)
         if self._deleted and not self._lost:
             self._store.remove_all()
             self._beside("writer").unlink(missing_ok=True)

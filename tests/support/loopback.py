@@ -46,13 +46,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A server on a free port, which runs in a thread within a ``with`` block."""
+    """A server, on a free port by default, which runs in a thread within a ``with`` block."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, handler: type[Handler]) -> None:
-        super().__init__(("127.0.0.1", 0), handler)
+    def __init__(self, handler: type[Handler], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self) -> Self:
