@@ -41,7 +41,7 @@ print(count)
 _REMOTE_SPENDER = """
 import sys, time
 from decimal import Decimal
-from swe_infer.api.budget_client import RemoteLedger
+from swe_infer.api.remote_ledger import RemoteLedger
 ledger = RemoteLedger(sys.argv[1], Decimal(10**6), sys.argv[2], "budget.ledger")
 end, count = time.monotonic() + float(sys.argv[3]), 0
 while time.monotonic() < end:

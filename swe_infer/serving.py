@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import ipaddress
+import os
 import re
 import resource
 import socket
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _BACKLOG = 200
+_SHORTEST_TOKEN = 16
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 _ENDING_S = 1
 """Time for responses in progress when the server ends, in seconds."""
@@ -100,6 +102,27 @@ def serve(app: ASGIApp, listener: socket.socket, connections: int = 200) -> None
         server.should_exit = True
         if ended.wait(2 * _ENDING_S):  # otherwise its event loop still uses the socket
             listener.close()
+
+
+def host_in_url(host: str) -> str:
+    """The host in a URL; for all interfaces the name of this machine, since no client opens ``0.0.0.0``."""
+    if host in ("0.0.0.0", "::", ""):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def access_token(variable: str) -> str | None:
+    """The token in a variable of the environment; None if it is not set or blank.
+
+    Raises:
+        ConfigError: it is short, or an HTTP header cannot contain it.
+    """
+    token = os.environ.get(variable, "").strip()
+    if token and not re.fullmatch(rf"[!-~]{{{_SHORTEST_TOKEN},}}", token):
+        raise ConfigError(
+            f"{variable}: must have at least {_SHORTEST_TOKEN} ASCII letters, digits and punctuation, without spaces"
+        )
+    return token or None
 
 
 def raise_file_limit() -> None:

@@ -571,7 +571,10 @@ class Budget:
     ] = "ledger"
     ledger: Annotated[
         str | None,
-        Option("Where sweep_max_usd is kept: http://HOST:PORT/NAME of swe-infer-budget; null: a file.", "address"),
+        Option(
+            "Where sweep_max_usd is kept: http://HOST:PORT/NAME of swe-infer-budget, ray://NAME; null: a file.",
+            "address",
+        ),
     ] = None
 
     def __post_init__(self) -> None:

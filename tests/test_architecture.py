@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 LEVELS = [
     {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks", "progress", "instance_files"},
-    {"prompt_format", "prompt_images", "conf_files", "patches", "harnesses", "serving"},
+    {"prompt_format", "prompt_images", "conf_files", "patches", "harnesses", "serving", "ray_connection"},
     {"presets", "providers", "llama", "sample", "run_directory", "repositories"},
     {"context", "remote"},
     {"api", "data", "prompts", "tracking"},
@@ -38,7 +38,7 @@ HOMES = {
     "torch": {"llama"},
     "transformers": {"llama"},
     "safetensors": {"llama"},
-    "ray": {"llama"},
+    "ray": {"llama", "api", "ray_connection"},
     "hydra": {"cli", "config"},
     "omegaconf": {"cli", "config"},
     "openai": {"providers"},
@@ -54,7 +54,7 @@ HOMES = {
     "tiktoken": {"api"},
     "jinja2": {"prompts"},
     "pandas": {"python_api"},
-    "starlette": {"view", "budget", "serving"},
+    "starlette": {"view", "api", "serving"},
     "uvicorn": {"serving"},
 }
 """The packages of ours that may import a third-party package."""

@@ -67,7 +67,7 @@ class Remaining:
 
 class CapLedger(Protocol):
     """One cap over everything that is paid through one ledger: a :class:`Ledger`, or
-    :class:`~swe_infer.api.budget_client.RemoteLedger`.
+    :class:`~swe_infer.api.remote_ledger.RemoteLedger`.
 
     All methods raise StoreError if the ledger cannot be used."""
 

@@ -24,9 +24,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from swe_infer.api.budget_client import BudgetAddress, RemoteRateLimiter, is_budget_address
+from swe_infer.api.budget_address import BudgetAddress, is_budget_address
 from swe_infer.api.concurrency import ConcurrencyWindow
 from swe_infer.api.rate_limits import RateLimiter, SharedRateLimiter
+from swe_infer.api.remote_ledger import RemoteRateLimiter
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
 from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, StoreError, SweInferError
 from swe_infer.options import Option
@@ -81,8 +82,8 @@ class Limits:
     shared: Annotated[
         PathText | None,
         Option(
-            "A file through which runs on one machine share the quotas of one API key, or http://HOST:PORT/NAME of "
-            "swe-infer-budget.",
+            "A file through which runs on one machine share the quotas of one API key, http://HOST:PORT/NAME of "
+            "swe-infer-budget, or ray://NAME.",
             "speed",
         ),
     ] = None

@@ -1,1 +1,1 @@
-"""The server of ``swe-infer-budget``, which keeps caps and rate limits for runs on several machines."""
+"""``python -m swe_infer.budget``. The server is :mod:`swe_infer.api.budget_server`."""

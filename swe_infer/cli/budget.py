@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from swe_infer.api.budget_client import TOKEN_VARIABLE, budget_token
+from swe_infer.api.budget_address import TOKEN_VARIABLE
 from swe_infer.errors import ConfigError
-from swe_infer.serving import is_loopback, listening, port_number, raise_file_limit, serve
+from swe_infer.serving import access_token, host_in_url, is_loopback, listening, port_number, raise_file_limit, serve
 from swe_infer.text import report_errors
 
 
@@ -28,9 +28,10 @@ def keep_budgets(folder: Path, host: str, port: int) -> None:
     Raises:
         ConfigError: the folder or the address cannot be used, or other machines can reach it and there is no token.
     """
-    from swe_infer.budget.server import BudgetServer
+    from swe_infer.api.budget_server import BudgetServer
 
-    token = budget_token()
+    token = access_token(TOKEN_VARIABLE)
+    host = host.strip("[]")
     listener = listening(host, port)
     address, bound = listener.getsockname()[:2]
     if token is None and not is_loopback(address):
@@ -42,7 +43,7 @@ def keep_budgets(folder: Path, host: str, port: int) -> None:
         listener.close()
         raise ConfigError(f"{folder}: cannot be used ({error.strerror})") from error
     raise_file_limit()
-    print(f"http://{f'[{address}]' if ':' in address else address}:{bound} keeps its files in {folder}", flush=True)
+    print(f"http://{host_in_url(host)}:{bound} keeps its files in {folder}", flush=True)
     serve(BudgetServer(folder, token, host).app(), listener, connections=10_000)
 
 

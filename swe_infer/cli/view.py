@@ -16,13 +16,12 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.remote.paths import displayed
 from swe_infer.remote.reading import readable_path
 from swe_infer.remote.store import is_remote
-from swe_infer.serving import is_loopback, listening, port_number, serve
+from swe_infer.serving import access_token, host_in_url, is_loopback, listening, port_number, serve
 from swe_infer.text import report_errors, shown
 
 log = logging.getLogger(__name__)
 
 TOKEN = "SWE_INFER_VIEW_TOKEN"
-_SHORTEST_TOKEN = 16
 _REFRESH_S = 5.0
 """Seconds between two looks at an object store."""
 
@@ -57,9 +56,7 @@ def _serve(options: argparse.Namespace) -> None:
         raise ConfigError(f"{folder}: directory not found; name a folder of runs")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise ConfigError(f"{folder}: cannot be read")
-    given = os.environ.get(TOKEN) or None
-    if given is not None and (len(given) < _SHORTEST_TOKEN or not given.isprintable() or " " in given):
-        raise ConfigError(f"{TOKEN}: must have at least {_SHORTEST_TOKEN} printable characters without spaces")
+    given = access_token(TOKEN)
 
     from swe_infer.view.folder import WatchedFolder
     from swe_infer.view.server import application
@@ -68,7 +65,7 @@ def _serve(options: argparse.Namespace) -> None:
     listener = listening(host, options.port)
     bound, port = listener.getsockname()[:2]
     token = given if given is not None or is_loopback(bound) else secrets.token_urlsafe(24)
-    address = f"http://{_in_url(host)}:{port}/"
+    address = f"http://{host_in_url(host)}:{port}/"
     watched = WatchedFolder(folder)
     watched.start()
     if is_remote(options.folder):
@@ -97,12 +94,3 @@ def _refresh(url: str) -> None:
             readable_path(url)
         except (SweInferError, OSError) as error:
             log.warning("%s; the page shows the last copy", error)
-
-
-def _in_url(host: str) -> str:
-    """The host in a URL; for all interfaces the name of this machine, since no browser opens ``0.0.0.0``."""
-    if host in ("0.0.0.0", "::", ""):
-        import socket
-
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host

@@ -18,7 +18,8 @@ from swe_infer.api.background import BackgroundResponses
 from swe_infer.api.batch import Batches, BatchSettings
 from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import CostBudget
-from swe_infer.api.budget_client import BudgetAddress, RemoteLedger, check_budget_server, is_budget_address
+from swe_infer.api.budget_address import BudgetAddress, is_budget_address
+from swe_infer.api.budget_client import check_budget_server
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
 from swe_infer.api.coordination import Interrupted
@@ -30,6 +31,7 @@ from swe_infer.api.ledger import CapLedger, Ledger
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.pricing import PriceTable, price_table_for
 from swe_infer.api.prompt_cache import PromptCacheIndex
+from swe_infer.api.remote_ledger import RemoteLedger
 from swe_infer.api.retry import Retry
 from swe_infer.api.tokens import counter_of
 from swe_infer.errors import CheckpointError, ConfigError, StoreError

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,16 +23,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from swe_infer.api.budget_client import (
-    BudgetAddress,
-    BudgetClient,
-    RemoteLedger,
-    RemoteRateLimiter,
-    Unreachable,
-    check_budget_server,
-)
+from swe_infer.api.budget_address import BudgetAddress
+from swe_infer.api.budget_client import BudgetClient, Unreachable, check_budget_server
 from swe_infer.api.ledger import Ledger, LedgerEntry, Remaining
 from swe_infer.api.limits import Limits
+from swe_infer.api.remote_ledger import RemoteLedger, RemoteRateLimiter
 from swe_infer.errors import ConfigError, StoreError
 from tests.support import commands
 from tests.support.api_server import ApiServer
@@ -41,7 +37,8 @@ from tests.sweeps.command import ROOT
 SPENDER = """
 import sys
 from decimal import Decimal
-from swe_infer.api.budget_client import RemoteLedger, Unreachable
+from swe_infer.api.budget_client import Unreachable
+from swe_infer.api.remote_ledger import RemoteLedger
 ledger = RemoteLedger(sys.argv[1], Decimal(3), sys.argv[2], "budget.ledger")
 paid = 0
 while True:
@@ -59,10 +56,12 @@ while True:
 
 
 @contextmanager
-def budget_server(folder: Path, port: int = 0, token: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+def budget_server(
+    folder: Path, port: int = 0, token: str = "", host: str = "127.0.0.1"
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, and its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "swe_infer.budget", str(folder), "--port", str(port)],
+        [sys.executable, "-m", "swe_infer.budget", str(folder), "--host", host, "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "SWE_INFER_BUDGET_TOKEN": token},
     )  # fmt: skip
@@ -270,8 +269,10 @@ def test_other_servers_are_refused(result: str) -> None:
         server.shutdown()
 
 
-@pytest.mark.parametrize("token", ["pässwörd", "two words", "line\nbreak"])
-def test_a_token_that_no_header_can_contain_is_refused(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("token", ["pässwörd-pässwörd", "two words of a token", "line\nbreak-of-a-token", "short"])
+def test_a_token_that_is_short_or_that_no_header_can_contain_is_refused(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SWE_INFER_BUDGET_TOKEN", token)
     with pytest.raises(ConfigError, match="SWE_INFER_BUDGET_TOKEN") as raised:
         check_budget_server("http://127.0.0.1:1/one", "budget.ledger")
@@ -289,6 +290,11 @@ def test_addresses_name_a_server_and_a_ledger(address: str) -> None:
     with pytest.raises(ConfigError, match=r"http://HOST:8787/NAME") as raised:
         Limits(shared=address)
     assert "secret" not in str(raised.value)
+
+
+def test_all_interfaces_are_shown_as_the_name_of_this_machine(tmp_path: Path) -> None:
+    with budget_server(tmp_path, token="a-token-for-budgets", host="0.0.0.0") as (_, address):
+        assert address.startswith(f"http://{socket.gethostname()}:")
 
 
 def test_what_others_send_is_refused(tmp_path: Path) -> None:

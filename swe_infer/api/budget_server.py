@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from swe_infer.api.budget_client import CHECKED, NAME
+from swe_infer.api.budget_address import CHECKED, NAME
 from swe_infer.api.coordination import RemoteOwner
 from swe_infer.api.ledger import Ledger, LedgerEntry, to_pico
 from swe_infer.api.rate_limits import SharedRateLimiter
