@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 _MIB = 1 << 20
@@ -33,6 +35,9 @@ LINE_BYTES = 32 * _MIB
 FILE_BYTES = 64 << 30
 """Maximum bytes of a file of batch results, which is read line by line."""
 
+ENCODINGS = "gzip, deflate"
+"""The compressions that responses may have."""
+
 _LARGE_BYTES = _MIB
 _LARGE_AT_ONCE = 4
 """How many bodies longer than ``_LARGE_BYTES`` are read at once; the others wait."""
@@ -40,6 +45,14 @@ _PREFIX_BYTES = 4096
 """Bytes that are kept of a line that exceeds its limit."""
 _OF_BODIES = ("content-encoding", "content-length", "transfer-encoding")
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The headers and the body of a response with status 200."""
+
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class BodyTooLarge(Exception):
@@ -53,6 +66,8 @@ def bounded(transport: Any) -> Any:
     BodyTooLarge. The body of an error is truncated at ``ERROR_BYTES`` instead.
     """
     import httpx2
+
+    from swe_infer.providers.http11 import Http11Transport
 
     large = asyncio.Semaphore(_LARGE_AT_ONCE)
 
@@ -114,10 +129,63 @@ def bounded(transport: Any) -> Any:
         def _limit(self) -> int:
             return self._bound if self.is_success else min(self._bound, ERROR_BYTES)
 
+    class Continued(httpx2.AsyncByteStream):
+        """A body whose first bytes were read."""
+
+        def __init__(self, beginning: bytes, rest: AsyncIterator[bytes], body: httpx2.AsyncByteStream) -> None:
+            self._beginning, self._rest, self._body = beginning, rest, body
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield self._beginning
+            async for part in self._rest:
+                yield part
+
+        async def aclose(self) -> None:
+            await self._body.aclose()
+
+    async def whole(response: httpx2.Response) -> httpx2.Response:
+        try:
+            await response.aread()
+        except BaseException:
+            await response.aclose()
+            raise
+        return response
+
     class Transport(httpx2.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            request.headers["accept-encoding"] = "gzip, deflate"
-            given = await transport.handle_async_request(request)
+            request.headers["accept-encoding"] = ENCODINGS
+            return await self._limited(await transport.handle_async_request(request))
+
+        async def post(
+            self,
+            url: httpx2.URL,
+            headers: list[tuple[bytes, bytes]],
+            content: bytes,
+            timeouts: Mapping[str, float | None],
+        ) -> Received | httpx2.Response:
+            """The response to a POST request, read whole. The usual one needs no further objects of httpx."""
+            stream = httpx2.ByteStream(content)
+            if not isinstance(transport, Http11Transport):
+                extensions = {"timeout": timeouts}
+                request = httpx2.Request("POST", url, headers=headers, stream=stream, extensions=extensions)
+                return await whole(await self._limited(await transport.handle_async_request(request)))
+            status, raw, body = await transport.exchange(b"POST", url, headers, stream, timeouts)
+            parts = aiter(body)
+            try:
+                beginning, is_whole = await _beginning(parts, _LARGE_BYTES)
+            except BaseException:
+                await body.aclose()
+                raise
+            fields = httpx2.Headers(raw)
+            if is_whole and status == 200 and "event-stream" not in fields.get("content-type", ""):
+                await body.aclose()
+                plain = _decompressed(beginning, fields.get("content-encoding", ""))
+                if plain is not None:
+                    return Received(fields, plain)
+            given = httpx2.Response(status, headers=fields, stream=Continued(beginning, parts, body))
+            return await whole(await self._limited(given))
+
+        async def _limited(self, given: httpx2.Response) -> httpx2.Response:
             if "," not in given.headers.get("content-encoding", ""):
                 response = Response(
                     given.status_code, headers=given.headers, stream=given.stream, extensions=given.extensions
@@ -136,6 +204,32 @@ def bounded(transport: Any) -> Any:
             await transport.aclose()
 
     return Transport()
+
+
+async def _beginning(parts: AsyncIterator[bytes], most: int) -> tuple[bytes, bool]:
+    """At most ``most`` bytes of a body and the part that follows, and whether that is all of it."""
+    found: list[bytes] = []
+    total = 0
+    async for part in parts:
+        found.append(part)
+        total += len(part)
+        if total > most:
+            break
+    return b"".join(found), total <= most
+
+
+def _decompressed(body: bytes, encoding: str) -> bytes | None:
+    """A body of any usual encoding; None for others, for a long one, and for a broken one."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding != "gzip":
+        return None
+    decoder = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        content = decoder.decompress(body, _LARGE_BYTES)
+    except zlib.error:
+        return None
+    return content if decoder.eof and not decoder.unused_data else None
 
 
 def check_values(raw: bytes | str) -> None:

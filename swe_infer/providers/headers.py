@@ -134,8 +134,10 @@ def _until(rfc3339: str | None, now: float) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
+    if not text:
+        return None
     try:
-        value = float((text or "")[: _LONGEST + 1])
+        value = float(text[: _LONGEST + 1])
     except ValueError:
         return None
     return value if abs(value) <= _LARGEST else None

@@ -26,10 +26,12 @@ from swe_infer.errors import AnswerTooLarge, ConfigError, InvalidRequest, Reques
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, PriceTerms, Provider
 from swe_infer.providers.bounds import (
+    ENCODINGS,
     FILE_BYTES,
     LINE_BYTES,
     STREAM_BYTES,
     BodyTooLarge,
+    Received,
     bounded,
     check_values,
     lines,
@@ -88,7 +90,7 @@ _DEEPEST = 64
 """Levels that are kept of a body that is nested too deeply."""
 _BETA_HEADER = "anthropic-beta"
 """A list of features; every other header has one value."""
-_OF_ONE_BODY = ("content-length", "transfer-encoding")
+_OF_ONE_BODY = (b"content-length", b"transfer-encoding")
 """Headers that depend on a request's body."""
 _PREPARED: ContextVar[str | None] = ContextVar("_PREPARED", default=None)
 """The key in ``WireProvider._sent`` of the request that the SDK prepares in this task."""
@@ -672,13 +674,9 @@ class WireProvider(Provider):
                 return await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
             finally:
                 _PREPARED.reset(token)
-        url, headers = prepared[0], httpx2.Headers(prepared[1])
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-        headers["content-length"] = str(len(content))
-        # The whole request has a time limit; further timers for each read and write would be expensive.
-        timeout = {"timeout": {"connect": options["timeout"].connect}}
-        stream = httpx2.ByteStream(content)  # with content=, httpx2 determines the headers again
-        return await self._post_again(httpx2.Request("POST", url, headers=headers, stream=stream, extensions=timeout))
+        url, headers = prepared[0], [*prepared[1], (b"Content-Length", b"%d" % len(content))]
+        return await self._post_again(url, headers, content, options["timeout"].connect)
 
     async def _keep_prepared(self, sent: Any) -> None:
         """Keeps the URL and headers of a request that the SDK is about to send for :meth:`_post`."""
@@ -686,27 +684,27 @@ class WireProvider(Provider):
 
         key = _PREPARED.get()
         if key is not None and self.has_fixed_headers and not any("idempotency" in name for name in sent.headers):
-            headers = httpx2.Headers([h for h in sent.headers.multi_items() if h[0] not in _OF_ONE_BODY])
-            self._sent[key] = (sent.url, headers)
+            headers = httpx2.Headers({**sent.headers, "accept-encoding": ENCODINGS})
+            kept = [(name, value) for name, value in headers.raw if name.lower() not in _OF_ONE_BODY]
+            self._sent[key] = (sent.url, kept)
 
-    async def _post_again(self, request: Any) -> Any:
+    async def _post_again(
+        self, url: Any, headers: list[tuple[bytes, bytes]], content: bytes, connect_s: float | None
+    ) -> Any:
         """Sends a request over the SDK's transport, without the SDK. Raises the SDK's errors."""
         import httpx2
 
+        # The whole request has a time limit; further timers for each read and write would be expensive.
+        timeouts = {"connect": connect_s}
         try:
-            response = await self._transport.handle_async_request(request)
-            response.request = request
-            try:
-                await response.aread()
-            except BaseException:
-                await response.aclose()
-                raise
+            response = await self._transport.post(url, headers, content, timeouts)
         except httpx2.TimeoutException as error:
-            raise self._sdk.APITimeoutError(request=request) from error
+            raise self._sdk.APITimeoutError(request=httpx2.Request("POST", url)) from error
         except httpx2.RequestError as error:
-            raise self._sdk.APIConnectionError(request=request) from error
-        if response.is_success:
+            raise self._sdk.APIConnectionError(request=httpx2.Request("POST", url)) from error
+        if isinstance(response, Received) or response.is_success:
             return response
+        response.request = httpx2.Request("POST", url)
         try:
             stated = json.loads(response.content)
         except (ValueError, RecursionError):

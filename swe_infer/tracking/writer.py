@@ -68,13 +68,8 @@ class LoggedRun:
     def update_totals(self, totals: Mapping[str, Any]) -> None:
         if self.ended.is_set():
             return
-        try:
-            copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in totals.items()}
-        except RuntimeError:  # modified by another thread; the next record brings newer totals
-            return
-        copy["_time"] = time.time()
         with self._lock:
-            is_awaited, self._latest = self._latest is not None, copy
+            is_awaited, self._latest = self._latest is not None, {**totals, "_time": time.time()}
         if not is_awaited:  # otherwise the writer thread wakes when totals are due: a wake per record is expensive
             self._wake.set()
 

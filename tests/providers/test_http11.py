@@ -1,11 +1,14 @@
-"""Connections over several pools, where a provider is asked by many requests at once."""
+"""The connections of providers, against servers of a few lines that send what a test says, byte by byte."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
-from typing import Any
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -15,26 +18,225 @@ from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
 from tests.support.api_server import ApiServer
 
-BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Fix it."}], "stream": True}
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+WHOLE = (
+    ANSWER,
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\nx-trailer: 1\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\n\r\nhello",
+    b"HTTP/1.1 200\r\nconnection: close\r\n\r\nhello",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\n" + ANSWER,
+)
+BROKEN = {
+    b"": "Server disconnected without sending a response",
+    b"HTTP/1.1 20": "Server disconnected without sending a response",
+    b"SSH-2.0-OpenSSH\r\n\r\n": "illegal status line",
+    ANSWER[:-1]: "peer closed connection without sending complete message body",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffff\r\nhel": "peer closed connection without",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n": "illegal chunk header",
+    b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000: "Receive buffer too long",
+}
 
 
-def test_an_answer_that_is_still_being_read_counts_where_the_next_request_is_sent(server: ApiServer) -> None:
-    """A streamed answer's headers come at once, but its connection is taken until the last piece is there."""
+@asynccontextmanager
+async def serving(handle: Handler, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """The address of a server whose connections ``handle`` answers."""
 
-    async def open_answers() -> list[list[int]]:
-        settings = transport_settings(max_concurrency=66, keep_alive_s=60)
-        async with httpx2.AsyncClient(**settings) as client:
-            return [await at_once(client, 34, settings["transport"]) for _ in range(2)]
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handle(reader, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
 
-    async def at_once(client: httpx2.AsyncClient, count: int, transport: Any) -> list[int]:
-        async with AsyncExitStack() as stack:
-            for _ in range(count):
-                url = f"{server.openai_url}/chat/completions"
-                response = await stack.enter_async_context(client.stream("POST", url, json=BODY))
-                assert response.status_code == 200
-            return [len(pool._pool.connections) for pool in transport._pools]
+    listener = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        yield f"{'http' if context is None else 'https'}://127.0.0.1:{port}/"
 
-    assert asyncio.run(open_answers()) == [[2] * 17, [2] * 17]
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    (length,) = [int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    return head + await reader.readexactly(length)
+
+
+def client(max_concurrency: int = 4, **timeouts: float | None) -> httpx2.AsyncClient:
+    settings = transport_settings(max_concurrency, keep_alive_s=60)
+    return httpx2.AsyncClient(**settings, timeout=httpx2.Timeout(30, **timeouts))
+
+
+def test_every_framing_of_an_answer_is_read_however_its_bytes_arrive() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number, *pause = (await read_request(reader)).rpartition(b"\r\n\r\n")[2].decode().split()
+        for byte in WHOLE[int(number)] if pause else [WHOLE[int(number)]]:
+            writer.write(bytes([byte]) if isinstance(byte, int) else byte)
+            await writer.drain()
+
+    async def answers() -> list[tuple[int, str]]:
+        async with serving(handle) as url, client() as http:
+            asked = [f"{number}{pause}" for number in range(len(WHOLE)) for pause in ("", " pause")]
+            found = [await http.post(url, content=one) for one in asked]
+            return [(response.status_code, response.text) for response in found]
+
+    assert asyncio.run(answers()) == [(200, "hello")] * 2 * len(WHOLE)
+
+
+def test_a_broken_answer_is_an_error_that_says_how() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = (await read_request(reader)).rpartition(b"\r\n\r\n")[2]
+        writer.write(list(BROKEN)[int(number)])
+        await writer.drain()
+
+    async def errors() -> list[str]:
+        found = []
+        async with serving(handle) as url, client() as http:
+            for number in range(len(BROKEN)):
+                with pytest.raises(httpx2.RemoteProtocolError) as caught:
+                    await http.post(url, content=str(number))
+                found.append(str(caught.value))
+        return found
+
+    for message, expected in zip(asyncio.run(errors()), BROKEN.values(), strict=True):
+        assert expected in message
+
+
+def test_connections_are_used_again_until_the_server_closes_them_or_says_anything() -> None:
+    connections = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        for _ in range(2):
+            await read_request(reader)
+            writer.write(ANSWER)
+        if connections == 2:  # some load balancers say so before they close an idle connection
+            writer.write(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+            await reader.read()
+
+    async def answers() -> list[int]:
+        statuses = []
+        async with serving(handle) as url, client() as http:
+            for _ in range(6):
+                statuses.append((await http.post(url, content="x")).status_code)
+                await asyncio.sleep(0.05)
+        return statuses
+
+    assert asyncio.run(answers()) == [200] * 6
+    assert connections == 3
+
+
+def test_no_more_connections_than_requests_at_once_and_each_until_its_answer_is_read() -> None:
+    connections = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await read_request(reader)
+            writer.write(ANSWER)
+
+    async def answers() -> None:
+        async with serving(handle) as url, client(2, pool=0.2) as http:
+            async with AsyncExitStack() as stack:
+                for _ in range(2):
+                    await stack.enter_async_context(http.stream("POST", url, content="x"))
+                with pytest.raises(httpx2.PoolTimeout):
+                    await http.post(url, content="x")
+                assert connections == 2
+            # What was not read of the two answers is not taken for a later one.
+            found = await asyncio.gather(*(http.post(url, content="x") for _ in range(20)))
+            assert [response.text for response in found] == ["hello"] * 20
+
+    asyncio.run(answers())
+    assert connections == 4
+
+
+def test_timeouts_and_cancellation_leave_no_connection_behind() -> None:
+    waiting = closed = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal waiting, closed
+        await read_request(reader)
+        waiting += 1
+        await reader.read()
+        closed += 1
+
+    async def give_up() -> None:
+        async with serving(handle) as url, client(1, read=0.2) as http:
+            with pytest.raises(httpx2.ReadTimeout):
+                await http.post(url, content="x")
+            task = asyncio.create_task(http.post(url, content="x", timeout=None))
+            while waiting < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            while closed < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(give_up(), 60))
+
+
+def test_long_bodies_are_sent_and_received_no_faster_than_they_are_read() -> None:
+    piece, pieces = b"x" * (1 << 20), 24
+    sent = received = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent, received
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"transfer-encoding: chunked" in head.lower()
+        while not (part := await reader.read(1 << 16)).endswith(b"0\r\n\r\n"):
+            received += len(part)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (pieces * len(piece)))
+        for _ in range(pieces):
+            writer.write(piece)
+            await writer.drain()
+            sent += 1
+
+    async def upload() -> AsyncIterator[bytes]:
+        for number in range(pieces):
+            assert number * len(piece) - received < 12 << 20
+            yield piece
+
+    async def exchange() -> int:
+        async with serving(handle) as url, client() as http, http.stream("POST", url, content=upload()) as response:
+            await asyncio.sleep(0.3)
+            assert sent < pieces
+            return sum([len(part) async for part in response.aiter_raw()])
+
+    assert asyncio.run(exchange()) == pieces * len(piece)
+
+
+def test_an_encrypted_connection_is_used_for_several_requests(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(key)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    connections = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            body = (await read_request(reader)).rpartition(b"\r\n\r\n")[2]
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+
+    async def answers() -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        settings = transport_settings(4, 60, ssl.create_default_context(cafile=str(certificate)))
+        async with serving(handle, context) as url, httpx2.AsyncClient(**settings) as http:
+            for size in (1, 1_000_000, 2):
+                assert len((await http.post(url, content="x" * size)).content) == size
+            with pytest.raises(httpx2.ConnectError):
+                await http.post(url.replace("https", "http").replace("127.0.0.1", "localhost:1/"), content="x")
+
+    asyncio.run(answers())
+    assert connections == 1
 
 
 def test_the_sdk_prepares_one_request_of_many(server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
