@@ -42,12 +42,8 @@ def process_engines(model: LlamaModel, options: EngineOptions, devices: list[str
     if options.kv_cache_gb is None and "cuda" in devices[0] and len(set(devices)) < len(devices):
         raise ConfigError(f"runner.workers={len(devices)}: engines that share a GPU need runner.kv_cache_gb")
     workers = [ProcessWorker(dataclasses.replace(model, device=device), options, len(devices)) for device in devices]
-
-    def new_workers() -> list[ProcessWorker]:
-        added, workers[:] = list(workers), []
-        return added
-
-    return DataParallelEngine(model, options, new_workers, _poll)
+    to_add = iter([workers])
+    return DataParallelEngine(model, options, lambda: next(to_add, []), _poll)
 
 
 def _poll(workers: Sequence[ProcessWorker]) -> Iterator[tuple[ProcessWorker, Report | WorkerDied]]:
@@ -65,9 +61,10 @@ class ProcessWorker(Worker):
     """An engine in a local process, which ends when its pipe is closed."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions, share: int) -> None:
+        self.name = f"the engine on {model.device}"
         self._arguments = (model, options, share)
-        self._sender = ThreadPoolExecutor(max_workers=1)  # the pipe to an engine that hangs may be full
-        super().__init__(f"the engine on {model.device}")
+        self._sender = ThreadPoolExecutor(max_workers=1)  # an engine that hangs does not read its pipe
+        self.start()
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -76,8 +73,8 @@ class ProcessWorker(Worker):
         self.process.start()
         theirs.close()
 
-    def send(self, kind: str, *content: Any) -> None:
-        self._sender.submit(self.pipe.send_bytes, ForkingPickler.dumps((kind, *content)))
+    def send(self, kind: str, content: Any = None) -> None:
+        self._sender.submit(self.pipe.send_bytes, ForkingPickler.dumps((kind, content)))
 
     def kill(self) -> None:
         self.process.kill()
@@ -95,9 +92,12 @@ def _main(pipe: Connection, model: LlamaModel, options: EngineOptions, share: in
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def receive(block: bool) -> Any:
-        return pipe.recv() if block or pipe.poll() else None
+        try:
+            return pipe.recv() if block or pipe.poll() else None
+        except OSError:
+            raise EOFError from None
 
-    with suppress(EOFError, OSError):  # the parent has closed the pipe
+    with suppress(OSError):  # the parent has closed the pipe
         for report in serve(receive, model, options, max(1, torch.get_num_threads() // share)):
             pipe.send(report)
 
@@ -105,24 +105,25 @@ def _main(pipe: Connection, model: LlamaModel, options: EngineOptions, share: in
 def serve(
     receive: Callable[[bool], Any], model: LlamaModel, options: EngineOptions, threads: int
 ) -> Iterator[Report]:
-    """Load an engine and alternate between the parent's commands and steps.
+    """Load an engine, and alternate between the parent's commands and steps.
 
-    Commands are ``("add", run, [(request, source), …])``, where the source is that of the last request if it is
-    None; ``("stop",)``, which drops the requests that have not started; and ``("abandon",)``, which drops all.
+    Commands are ``("add", [(request, source), …])``, where the source is None if it is that of the last request;
+    ``("stop", None)``, which drops requests that have not started; ``("abandon", None)``, which drops all; and
+    ``("reset", None)`` of the statistics.
 
     Args:
-        receive: returns the next command; None if there is none, unless it is called with True.
+        receive: returns the next command. If it is called with False, it returns None if there is none yet.
         threads: of an engine on a CPU.
     """
     if model.device == "cpu" or not torch.cuda.is_available():
         torch.set_num_threads(threads)
     try:
         engine = Engine.load(model, options)
-        yield Report(figures=engine.figures())
+        yield Report(engine.figures())
         with threads_for(engine.model):
             yield from _serve(engine, receive)
-    except (EOFError, ConnectionError):
-        raise
+    except EOFError:  # the parent has closed the pipe
+        return
     except SweInferError as error:
         yield Report(error=error)
     except Exception as error:  # noqa: BLE001 - every failure is reported; other engines continue
@@ -131,38 +132,37 @@ def serve(
 
 
 def _serve(engine: Engine, receive: Callable[[bool], Any]) -> Iterator[Report]:
-    waiting: list[EngineSequence] = []
-    report, reported, source = Report(), time.monotonic(), NO_SOURCE
+    scheduler, source = engine.scheduler, NO_SOURCE
+    unstarted: list[EngineSequence] = []
+    report, due = Report(), 0.0
     while True:
-        while command := receive(not engine.scheduler.busy and not report.rejected):
-            kind, *content = command
+        while command := receive(not scheduler.busy and due > 0.0):
+            kind, content = command
             if kind == "add":
-                run, batch = content
-                if run != report.run:
-                    report.run = run
-                    engine.reset_stats()
-                for request, own_source in batch:
+                for request, own_source in content:
                     source = source if own_source is None else own_source
                     try:
                         engine.add_request(dataclasses.replace(request, source=source))
-                        waiting.append(engine.scheduler.waiting[-1])
+                        unstarted.append(scheduler.waiting[-1])
                     except (PromptTooLong, ValueError) as error:
                         report.rejected.append((request.key, error))
             elif kind == "stop":
-                report.rejected += [(s.request.key, None) for s in engine.scheduler.waiting if s.started is None]
-                engine.scheduler.drop_unstarted()
+                report.rejected += [(s.request.key, None) for s in scheduler.waiting if s.started is None]
+                scheduler.drop_unstarted()
             elif kind == "abandon":
-                waiting.clear()
+                unstarted.clear()
                 engine.abandon()
+            else:
+                engine.reset_stats()
+            due = 0.0
         for answer in engine.step():
             key = answer.request.key
             _log.info("answered %s with %d tokens", key, len(answer.token_ids))
             bare = GenerationRequest(key, (), StopParams(0))  # the parent has the prompt
             report.answers.append(dataclasses.replace(answer, request=bare))
-        report.started = [s.request.key for s in waiting if s.started is not None]
-        waiting = [s for s in waiting if s.started is None]
-        now = time.monotonic()
-        if report.answers or report.started or report.rejected or now - reported > _REPORT_INTERVAL_S:
+        report.started = [s.request.key for s in unstarted if s.started is not None]
+        unstarted = [s for s in unstarted if s.started is None]
+        if report.answers or report.started or time.monotonic() >= due:
             report.figures = engine.figures()
             yield report
-            report, reported = Report(report.run), now
+            report, due = Report(), time.monotonic() + _REPORT_INTERVAL_S

@@ -78,21 +78,21 @@ class EngineActor:
 
 
 class RayWorker(Worker):
-    """The parent's handle of an engine in an actor."""
+    """An engine in an actor, which Ray restarts."""
 
     def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
         self._actor = actor
         self._starts = 0
-        super().__init__(name)
+        self.start()
 
     def start(self) -> None:
-        """Ray restarts the actor itself; this starts the engine in it."""
         self._starts += 1
         self.located = False
         self.reports = self._actor.run.options(concurrency_group="run", num_returns="streaming").remote(self._starts)
 
-    def send(self, kind: str, *content: Any) -> None:
-        self._actor.send.options(concurrency_group="send").remote(self._starts, (kind, *content))
+    def send(self, kind: str, content: Any = None) -> None:
+        self._actor.send.options(concurrency_group="send").remote(self._starts, (kind, content))
 
     def kill(self) -> None:
         import ray
@@ -111,73 +111,63 @@ class _Actors:
     def __init__(self, cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> None:
         import ray
 
-        self._cluster, self._workers = cluster, options.workers
-        self._gpus = cluster.gpus_per_engine(model)
-        if 0 < self._gpus < 1 and options.kv_cache_gb is None:
-            raise ConfigError(f"runner.ray.gpus={self._gpus}: engines that share a GPU need runner.kv_cache_gb")
-        if not (self._workers or cluster.engines_that_fit(self._gpus)):
+        gpus = cluster.gpus_per_engine(model)
+        if 0 < gpus < 1 and options.kv_cache_gb is None:
+            raise ConfigError(f"runner.ray.gpus={gpus}: engines that share a GPU need runner.kv_cache_gb")
+        self._count = lambda: options.workers or cluster.engines_that_fit(gpus)
+        if not self._count():
             raise ConfigError(
-                f"runner.ray: no node has {cluster.cpus:g} CPUs and {self._gpus:g} GPUs for an engine; "
-                "set runner.workers where the cluster grows"
+                f"runner.ray: no node has {cluster.cpus:g} CPUs and {gpus:g} GPUs for an engine; set runner.workers "
+                "where the cluster grows"
             )
-        self._name = f"{model.label} {uuid.uuid4().hex[:6]}"
+        self._run_name = f"{model.label} {uuid.uuid4().hex[:6]}"
         self._arguments = (_with_absolute_paths(model), options, max(1, int(cluster.cpus)))
         self._class = ray.remote(
             num_cpus=cluster.cpus,
-            num_gpus=self._gpus,
+            num_gpus=gpus,
             max_restarts=-1,
             scheduling_strategy="SPREAD",
             concurrency_groups={"run": 2, "send": 1},
         )(EngineActor)
         self._created = 0
-        self._checked = self._warned = time.monotonic() - _NODES_INTERVAL_S
+        self._next_check = 0.0
+        self._warn_at = time.monotonic() + _WARN_AFTER_S
 
-    def new_workers(self) -> list[RayWorker]:
-        """Workers for nodes that were added. Those of lost nodes wait for new ones."""
-        if time.monotonic() - self._checked < _NODES_INTERVAL_S:
-            return []
-        self._checked = time.monotonic()
-        count = self._workers or self._cluster.engines_that_fit(self._gpus)
-        names = [f"{self._name} engine {number}" for number in range(self._created, count)]
-        self._created = max(self._created, count)
-        return [RayWorker(name, self._class.options(name=name).remote(*self._arguments)) for name in names]
+    def new_workers(self) -> Iterator[RayWorker]:
+        """Create workers for nodes that were added. Those of lost nodes wait for new ones."""
+        if time.monotonic() >= self._next_check:
+            self._next_check = time.monotonic() + _NODES_INTERVAL_S
+            while self._created < self._count():
+                name = f"{self._run_name} engine {self._created}"
+                self._created += 1
+                yield RayWorker(name, self._class.options(name=name).remote(*self._arguments))
 
     def poll(self, workers: Sequence[RayWorker]) -> Iterator[tuple[RayWorker, Report | WorkerDied]]:
         import ray
 
-        reports = [worker.reports for worker in workers]
-        ready, rest = ray.wait(reports, num_returns=1, timeout=_POLL_S)
+        ready, rest = ray.wait([worker.reports for worker in workers], num_returns=1, timeout=_POLL_S)
         if ready and rest:
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        self._warn(any(worker.located for worker in workers))
         for worker in workers:
-            if worker.reports not in ready:
-                continue
-            try:
-                report = ray.get(next(worker.reports))
-            except ray.exceptions.ActorUnavailableError as error:
-                if worker.located:
-                    yield worker, WorkerDied(summary_line(error))
-                else:  # Ray is still restarting it
-                    worker.start()
-            except (ray.exceptions.RayError, StopIteration) as error:
-                yield worker, WorkerDied(summary_line(error))
-            else:
-                if isinstance(report, Report):
-                    yield worker, report
+            if worker.reports in ready:
+                try:
+                    report = ray.get(next(worker.reports))
+                except (ray.exceptions.RayError, StopIteration) as error:
+                    if worker.located or not isinstance(error, ray.exceptions.ActorUnavailableError):
+                        yield worker, WorkerDied(summary_line(error))
+                    else:  # Ray has not restarted it yet
+                        worker.start()
                 else:
-                    worker.name, worker.located = report, True
-
-    def _warn(self, located: bool) -> None:
-        """Warn from time to time while no engine has resources."""
-        import ray
-
-        if located:
-            self._warned = time.monotonic()
-        elif time.monotonic() - self._warned > _WARN_AFTER_S:
-            self._warned = time.monotonic()
+                    if worker.located:
+                        yield worker, report
+                    else:
+                        worker.name, worker.located = report, True
+        if any(worker.located for worker in workers):
+            self._warn_at = time.monotonic() + _WARN_AFTER_S
+        elif time.monotonic() > self._warn_at:
+            self._warn_at = time.monotonic() + _WARN_AFTER_S
             free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-            _log.warning("no engine runs: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
+            _log.warning("no engine has resources: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
 
 
 def _with_absolute_paths(model: LlamaModel) -> LlamaModel:

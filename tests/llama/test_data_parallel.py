@@ -20,7 +20,7 @@ from swe_infer.types import DrafterKind, LlamaModel
 from tests.llama.drafts import PROMPT, source_of
 
 if TYPE_CHECKING:
-    from swe_infer.llama.data_parallel import MAX_LOSSES, DataParallelEngine, Report, Worker, WorkerDied
+    from swe_infer.llama.data_parallel import MAX_RESTARTS, DataParallelEngine, Report, Worker, WorkerDied
     from swe_infer.llama.engine import EngineOptions
     from swe_infer.llama.process_worker import serve
     from tests.llama.helpers import ask, engine_of, generate, random_prompt
@@ -47,7 +47,8 @@ def thread_worker(
         def __init__(self) -> None:
             self.sent: list[tuple[str, Any]] = []
             self.answered_keys: list[str] = []
-            super().__init__(name)
+            self.name = name
+            self.start()
 
         def start(self) -> None:
             self.starts += 1
@@ -69,11 +70,11 @@ def thread_worker(
             except EOFError:
                 return
 
-        def send(self, kind: str, *content: Any) -> None:
+        def send(self, kind: str, content: Any = None) -> None:
             self.sent.append((kind, content))
             if kind == "add":
-                self.lost |= dies or any(request.key[1] in fatal for request, _ in content[1])
-            self.commands.put((kind, *content))
+                self.lost |= dies or any(request.key[1] in fatal for request, _ in content)
+            self.commands.put((kind, content))
 
         def kill(self) -> None:
             self.lost = True
@@ -178,8 +179,8 @@ def test_an_engine_that_fails_time_and_again_is_given_up_and_fails_no_request(mo
         answered.append(str(answer.request.key))
     assert len(answered) == len(set(answered))
     assert {str(request.key) for request in requests()} <= set(answered)
-    assert bad.starts >= MAX_LOSSES
-    assert group.workers == (good,)
+    assert bad.starts == MAX_RESTARTS + 1
+    assert group.workers == [good]
     group.close()
 
 
@@ -201,7 +202,7 @@ def test_an_engine_that_cannot_load_is_given_up_if_another_works(model: LlamaMod
             yield ask("same", random_prompt(20, 0), 2)
 
     list(group.generate(asked(), refuse))
-    assert bad.starts == MAX_LOSSES
+    assert bad.starts == MAX_RESTARTS + 1
     assert len(list(group.generate(requests(), refuse))) == 12
     group.close()
 
@@ -228,7 +229,7 @@ def test_samples_of_a_prompt_send_its_source_once_and_none_is_returned(model: Ll
     for _ in range(2):
         worker.sent.clear()
         answers = list(group.generate(asked, refuse))
-        sent = [item for kind, content in worker.sent if kind == "add" for item in content[1]]
+        sent = [item for kind, content in worker.sent if kind == "add" for item in content]
         found = [pickle.loads(pickle.dumps(source)) for _, source in sent if source is not None]
         assert found == [DraftSource(source.prose, dict(source.files)) for source in sources]
         assert {type(source.files) for source in found} == {dict}
@@ -244,7 +245,7 @@ def test_an_error_in_an_engine_is_reported_in_one_line(model: LlamaModel) -> Non
 
     def asked() -> Iterator[GenerationRequest]:
         for number in range(1000):
-            worker.commands.put(("add", 0, [(None, None)]))
+            worker.commands.put(("add", [(None, None)]))
             yield ask(number, random_prompt(20, number), 4)
 
     with pytest.raises(

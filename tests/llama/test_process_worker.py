@@ -75,7 +75,7 @@ def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParal
         assert figures["accepted_tokens"] == sum(answer.accepted_tokens for answer in answers)
         parts = [each["forward_passes"] for each in group.figures_of_each()]
         assert figures["forward_passes"] == sum(parts)
-        assert len(parts) == busy
+        assert sum(part > 0 for part in parts) == busy
 
 
 def test_samples_of_a_prompt_go_to_one_worker(group: DataParallelEngine) -> None:
