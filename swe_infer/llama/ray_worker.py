@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,18 +32,20 @@ _NODES_INTERVAL_S = 5.0
 _WARN_AFTER_S = 30.0
 
 
-def ray_engines(cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> DataParallelEngine:
+def ray_engines(
+    cluster: RayCluster, model: LlamaModel, options: EngineOptions, actor: type[EngineActor] | None = None
+) -> DataParallelEngine:
     """Start ``options.workers`` engines; by default as many as the cluster's GPUs allow, or one for each node without
     GPUs. More are started when nodes are added.
 
     The first request is assigned when the first engine has loaded. Engines that wait for resources of the cluster
-    join later.
+    join later. ``actor`` replaces :class:`EngineActor`.
 
     Raises:
         ConfigError: no cluster answers, or it has no resources for an engine.
     """
     cluster.connect()
-    actors = _Actors(cluster, model, options)
+    actors = _Actors(cluster, model, options, actor or EngineActor)
     return DataParallelEngine(model, options, actors.new_workers, actors.poll, wait_for_all=False)
 
 
@@ -108,13 +110,15 @@ class RayWorker(Worker):
 class _Actors:
     """Creates actors as the cluster grows, and reads their reports."""
 
-    def __init__(self, cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> None:
+    def __init__(
+        self, cluster: RayCluster, model: LlamaModel, options: EngineOptions, actor: type[EngineActor]
+    ) -> None:
         import ray
 
         gpus = cluster.gpus_per_engine(model)
         if 0 < gpus < 1 and options.kv_cache_gb is None:
             raise ConfigError(f"runner.ray.gpus={gpus}: engines that share a GPU need runner.kv_cache_gb")
-        self._count = lambda: options.workers or cluster.engines_that_fit(gpus)
+        self._count: Callable[[], int] = lambda: options.workers or cluster.engines_that_fit(gpus)
         if not self._count():
             raise ConfigError(
                 f"runner.ray: no node has {cluster.cpus:g} CPUs and {gpus:g} GPUs for an engine; set runner.workers "
@@ -128,7 +132,7 @@ class _Actors:
             max_restarts=-1,
             scheduling_strategy="SPREAD",
             concurrency_groups={"run": 2, "send": 1},
-        )(EngineActor)
+        )(actor)
         self._created = 0
         self._next_check = 0.0
         self._warn_at = time.monotonic() + _WARN_AFTER_S
@@ -167,7 +171,7 @@ class _Actors:
         elif time.monotonic() > self._warn_at:
             self._warn_at = time.monotonic() + _WARN_AFTER_S
             free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-            _log.warning("no engine has resources: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
+            _log.warning("no engine runs yet: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
 
 
 def _with_absolute_paths(model: LlamaModel) -> LlamaModel:
