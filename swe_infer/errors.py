@@ -96,7 +96,16 @@ class StoreError(ConfigError):
 
 
 class RemoteStoreError(StoreError):
-    """An object store refuses access, or cannot be reached."""
+    """An object store refuses access, or cannot be reached.
+
+    Args:
+        place: a URL, or a key with its URL.
+        reason: without secrets.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.reason = reason
 
 
 class UploadIncomplete(SweInferError):

@@ -28,7 +28,7 @@ from swe_infer.text import clean, flatten, shown
 _ROOT = ("shard", "budget", "locks", "objective")
 """Nodes and keys of the root that are inherited."""
 
-_NOT_INHERITED = ("output_dir", "dry_run", "from", "sweep", config.RULES)
+_NOT_INHERITED = ("output_dir", "upload_interval_s", "dry_run", "from", "sweep", config.RULES)
 _LABEL = "tracker.name"
 _EXPERIMENT = "experiment"
 _CHOOSERS = ("model", "dataset")

@@ -36,8 +36,10 @@ from swe_infer.prompt_format import prompt_of
 from swe_infer.prompts.frozen import BUDGETS, PromptLines, RowFigures, figures_of, frozen_row, remove
 from swe_infer.prompts.rows import RenderedRows
 from swe_infer.redaction import without_credentials
+from swe_infer.remote.paths import plain_path
 from swe_infer.remote.reading import readable_path
-from swe_infer.resources import expanded
+from swe_infer.remote.store import is_remote
+from swe_infer.remote.writing import written_file
 from swe_infer.runners.progress import Progress
 from swe_infer.text import clean, first_line
 from swe_infer.types import Prompt, TokenCounter
@@ -98,9 +100,11 @@ def main() -> int:
         _check(arguments)
         if not out:
             raise ConfigError(f"{_OUT}; see --help")
-        place, form = _place_of(out)
-        cfg = _composed(arguments)
-        status = _freeze(cfg, out, place, form, _recorded_run(arguments))
+        with ExitStack() as stack:
+            local = stack.enter_context(written_file(out, "--out")) if is_remote(out) else plain_path(out, "--out")
+            place, form = _place_of(out, local)
+            cfg = _composed(arguments)
+            status = _freeze(cfg, out, place, form, _recorded_run(arguments))
     except SweInferError as error:
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         return error.exit_status
@@ -166,13 +170,16 @@ def _check(arguments: Sequence[str]) -> None:
     check_arguments(arguments)
 
 
-def _place_of(out: str) -> tuple[Path, Format]:
+def _place_of(out: str, place: Path) -> tuple[Path, Format]:
     """The path of the result, and its format.
+
+    Args:
+        place: the path that ``out`` names.
 
     Raises:
         ConfigError: it cannot be written, or its ending names an unsupported format.
     """
-    place = expanded(out, "--out").resolve()
+    place = place.resolve()
     name = place.name.lower()
     form: Format = "disk"
     for ending in ("jsonl", "jsonl.gz", "parquet"):
@@ -181,6 +188,10 @@ def _place_of(out: str) -> tuple[Path, Format]:
     if form == "disk" and (name.endswith(_OTHER_ENDINGS) or not name):
         raise ConfigError(
             f"--out {out}: cannot be written; name a .jsonl, .jsonl.gz or .parquet file, or a directory"
+        )
+    if form == "disk" and is_remote(out):
+        raise ConfigError(
+            f"--out {out}: is a directory, which is not uploaded; name a .jsonl, .jsonl.gz or .parquet file"
         )
     if place.exists() and not (place.is_dir() if form == "disk" else place.is_file()):
         wanted = (

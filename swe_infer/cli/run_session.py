@@ -106,7 +106,7 @@ class PreparedRun:
         started_from = self._started_from()
         if self.experiment.output_dir is None:
             if started_from is not None and self._sweep is None and has_identity(started_from, self._plain):
-                return RunLocation(started_from)
+                return RunLocation(self._output_dir(str(self.experiment.started_from)))
             location = RunLocation.named(Path("outputs"), base, self._name, self._plain)
         else:
             directory = self._output_dir(self.experiment.output_dir)

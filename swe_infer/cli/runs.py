@@ -263,7 +263,7 @@ def _show_sweep(path: Path) -> None:
 
     entries = sweep_entries(path)
     runs = [run for entry in entries if (run := run_of_entry(path, entry)) is not None]
-    listed = [read_run(run, str(run), [path.resolve().name]) for run in runs]
+    listed = [read_run(run, displayed(run), [path.resolve().name]) for run in runs]
     print(shown(displayed(path)))
     failed = sum(1 for entry in entries if entry.get("status"))
     command = (path / "command.txt").is_file() and command_line(path)

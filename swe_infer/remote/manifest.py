@@ -205,8 +205,8 @@ def read_manifest(store: Store) -> Manifest | None:
         except FileNotFoundError:  # a new owner removed it
             continue
         except ValueError as error:
-            raise RemoteStoreError(f"{store.url}/{manifest_name(epoch)}: is invalid: {error}") from None
-    raise RemoteStoreError(f"{store.url}: its owner changes all the time; repeat the command")
+            raise RemoteStoreError(f"{store.url}/{manifest_name(epoch)}", f"is invalid: {error}") from None
+    raise RemoteStoreError(store.url, "its owner changes all the time; repeat the command")
 
 
 def mirrored_parent(url: str) -> str | None:

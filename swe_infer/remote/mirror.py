@@ -47,7 +47,7 @@ from swe_infer.remote.manifest import (
 )
 from swe_infer.remote.paths import working_path
 from swe_infer.remote.plain import fetch_plain, files_below, is_run_or_sweep
-from swe_infer.remote.store import Store, writable_url
+from swe_infer.remote.store import Store, naming, writable_url
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.lock import is_locked
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
@@ -105,7 +105,7 @@ class Mirror:
         self._thread = threading.Thread(target=self._loop, name="remote-upload", daemon=True)
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
+        with ExitStack() as stack, naming(self._what):
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             self._lock = stack.enter_context(self._local_lock())
             self._refuse_nested()
@@ -292,7 +292,7 @@ class Mirror:
         try:
             self._upload()
         except (RemoteStoreError, OSError) as error:
-            reason = str(error).removeprefix(f"{self.url}: ")
+            reason = _reason(error)
             if not self._failing:
                 log.warning(
                     "%s: cannot be written (%s); answers are kept in %s and uploaded later",
@@ -322,7 +322,7 @@ class Mirror:
                     self._release()
                     return None
                 except (RemoteStoreError, OSError) as error:
-                    failure = str(error)
+                    failure = _reason(error)
             if self._lost or time.monotonic() > deadline or INTERRUPTS.stopping:
                 return failure
             time.sleep(pause_s)
@@ -425,6 +425,10 @@ def _append(path: Path, lines: bytes) -> None:
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _reason(error: RemoteStoreError | OSError) -> str:
+    return error.reason if isinstance(error, RemoteStoreError) else str(error)
 
 
 def _named(owner: Mapping[str, Any] | None) -> str:

@@ -71,7 +71,7 @@ def fetch_plain(store: Store, wanted: Mapping[str, Entry], folder: Path) -> None
             store.download(name, str(new))
             os.replace(new, path)
         except FileNotFoundError:
-            raise RemoteStoreError(f"{store.url}/{name}: was removed meanwhile; repeat the command") from None
+            raise RemoteStoreError(f"{store.url}/{name}", "was removed meanwhile; repeat the command") from None
         finally:
             new.unlink(missing_ok=True)
 

@@ -27,7 +27,7 @@ from swe_infer.remote.manifest import (
 )
 from swe_infer.remote.paths import cached_path, plain_path
 from swe_infer.remote.plain import fetch_plain, files_below, is_run_or_sweep
-from swe_infer.remote.store import Store, checked_url, is_remote
+from swe_infer.remote.store import Store, checked_url, is_remote, naming
 from swe_infer.run_directory import layout
 
 _TRIES = 5
@@ -59,9 +59,16 @@ def readable_path(text: str, key: str = "", *, listing: bool = False) -> Path:
     if not is_remote(text):
         return plain_path(text, key)
     url = checked_url(text, key)
-    kind = "remote_lists" if listing else "remote"
-    root = mirrored_parent(url)
-    place = cached_path(root or url, kind)
+    with naming(f"{key}={url}" if key else url):
+        root = mirrored_parent(url)
+        place = cached_path(root or url, "remote_lists" if listing else "remote")
+        place = _copied(url, root, place, listing=listing)
+    if not place.is_dir():
+        raise NotFound(f"{key}={url}: not found" if key else f"{url}: not found")
+    return place
+
+
+def _copied(url: str, root: str | None, place: Path, *, listing: bool) -> Path:
     with _locked(place):
         if root is not None:
             inner = url.removeprefix(f"{root}/")
@@ -69,8 +76,6 @@ def readable_path(text: str, key: str = "", *, listing: bool = False) -> Path:
             place = place / inner
         else:
             _fetch_tree(Store(url), place, _DEPTH, listing=listing)
-    if not place.is_dir():
-        raise NotFound(f"{key}={url}: not found" if key else f"{url}: not found")
     return place
 
 
@@ -90,7 +95,7 @@ def dataset_path(text: str, key: str) -> Path:
     if head.endswith("/") or _PATTERN & set(head):
         raise ConfigError(f"{key}={url}: names no file or folder in a bucket, or has a pattern before its last part")
     place, store = cached_path(url, "remote_files"), Store(head)
-    with _locked(place):
+    with _locked(place), naming(f"{key}={url}"):
         if _PATTERN & set(name):
             found = {
                 entry.name: entry
@@ -197,7 +202,7 @@ def _fetch_mirror(store: Store, place: Path, *, listing: bool, inner: str = "") 
             _prune(place, set(files))
         _mark_running(store, manifest, place, files)
         return True
-    raise RemoteStoreError(f"{store.url}: changes all the time; repeat the command")
+    raise RemoteStoreError(store.url, "changes all the time; repeat the command")
 
 
 def _is_fetched(path: Path, entry: FileEntry) -> bool:

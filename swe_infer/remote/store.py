@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -98,6 +99,15 @@ def writable_url(text: str, key: str) -> str:
     return url
 
 
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Errors of a store name ``place``: the key and the URL that the user gave."""
+    try:
+        yield
+    except RemoteStoreError as error:
+        raise RemoteStoreError(place, error.reason) from error
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An object or folder.
@@ -144,11 +154,11 @@ class Store:
         reason = "access denied" if isinstance(error, PermissionError) else clean(without_secrets(first_line(error)))
         if isinstance(error, PermissionError) and str(error).strip():
             reason += f" ({clean(without_secrets(first_line(error)))})"
-        return RemoteStoreError(f"{self.url}: {without_credentials(reason)}")
+        return RemoteStoreError(self.url, without_credentials(reason))
 
     def invalid(self, name: str) -> RemoteStoreError:
         """The error for an object with unexpected content."""
-        return RemoteStoreError(f"{self.url}: the object {name} is damaged")
+        return RemoteStoreError(self.url, f"the object {name} is damaged")
 
     def entries(self, folder: str = "") -> list[Entry]:
         """The objects and folders directly in a folder; empty if it does not exist."""

@@ -10,7 +10,7 @@ from swe_infer.errors import ConfigError, RemoteStoreError, UploadIncomplete
 from swe_infer.remote.manifest import mirrored_parent
 from swe_infer.remote.mirror import Mirror
 from swe_infer.remote.paths import plain_path, working_path
-from swe_infer.remote.store import Store, is_remote, writable_url
+from swe_infer.remote.store import Store, is_remote, naming, writable_url
 
 
 @contextmanager
@@ -31,9 +31,10 @@ def written_folder(text: str, key: str = "", *, exists: bool = False) -> Iterato
         yield plain_path(text, key)
         return
     url = writable_url(text, key)
-    parent = mirrored_parent(url)
-    if exists and parent is None and not Store(url).entries():
-        raise ConfigError(f"{url}: not found")
+    with naming(f"{key}={url}" if key else url):
+        parent = mirrored_parent(url)
+        if exists and parent is None and not Store(url).entries():
+            raise ConfigError(f"{url}: not found")
     with Mirror(parent or url, key) as mirror:
         yield mirror.directory if parent is None else mirror.directory / url.removeprefix(f"{parent}/")
 
@@ -57,18 +58,18 @@ def written_file(text: str, key: str = "") -> Iterator[Path]:
     store, place = Store(head), working_path(url, key)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
-    entry = store.info(name)
-    if entry is not None and entry.is_folder:
-        raise ConfigError(f"{key} {url}: is a folder; name a file".lstrip())
-    if entry is not None:
-        store.download(name, str(place))
+    with naming(f"{key} {url}".lstrip()):
+        entry = store.info(name)
+        if entry is not None and entry.is_folder:
+            raise ConfigError(f"{key} {url}: is a folder; name a file".lstrip())
+        if entry is not None:
+            store.download(name, str(place))
     yield place
     if place.is_file():
         try:
             store.upload(name, str(place))
         except RemoteStoreError as error:
-            reason = str(error).removeprefix(f"{head}: ")
-            raise UploadIncomplete(f"{url}: not uploaded ({reason}); {place} is the file") from None
+            raise UploadIncomplete(f"{url}: not uploaded ({error.reason}); {place} is the file") from None
 
 
 def remove_mirrored(url: str, remove: Callable[[Path], None], *, dry_run: bool) -> None:

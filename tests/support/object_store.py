@@ -158,14 +158,14 @@ class _Handler(Handler):
         most = min(_PAGE, int(query.get("max-keys", _PAGE)))
         text = ""
         for name in names[:most]:
-            path = found[name]
-            if path is None:
+            file = found[name]
+            if file is None:
                 text += f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
                 continue
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(path.stat().st_mtime))
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(file.stat().st_mtime))
             text += (
                 f"<Contents><Key>{escape(name)}</Key><LastModified>{stamp}</LastModified>"
-                f"<ETag>{_etag(path.read_bytes())}</ETag><Size>{path.stat().st_size}</Size></Contents>"
+                f"<ETag>{_etag(file.read_bytes())}</ETag><Size>{file.stat().st_size}</Size></Contents>"
             )
         more = len(names) > most
         following = f"<NextContinuationToken>{escape(names[most - 1])}</NextContinuationToken>" if more else ""
