@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _SWEEPS = Path("outputs/sweeps")
 _SHOWS = frozenset(["--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version"])
 """Flags with which Hydra prints something instead of running the sweep."""
+_ELSEWHERE = frozenset(["ray", "submitit_slurm"])
+"""Launchers whose workers may be on other machines."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -199,6 +201,12 @@ def mirror_of_sweep(arguments: Sequence[str]) -> Mirror | None:
     url = None if directory is None else displayed(directory)
     if url is None or not is_remote(url) or _SHOWS & {argument.partition("=")[0] for argument in arguments}:
         return None
+    launcher = value_of("hydra/launcher", arguments)
+    if launcher in _ELSEWHERE:
+        raise ConfigError(
+            f"output_dir={url}: the runs of hydra/launcher={launcher} may be on other machines, and this one uploads "
+            "the sweep; choose a folder that they share"
+        )
     from swe_infer.remote.mirror import INTERVAL_S, Mirror
 
     interval = value_of("upload_interval_s", arguments)

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 from swe_infer.cli.quoting import quote
 from swe_infer.errors import ConfigError
 from swe_infer.options import Parameter
-from swe_infer.remote.reading import readable_path
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.text import clean, flatten, shown
 from swe_infer.types import PathText
@@ -140,6 +139,8 @@ def read_recorded(source: str) -> RecordedRun:
 def _directory(source: str) -> Path:
     """The run directory, downloaded if necessary."""
     if not source.startswith(WANDB):
+        from swe_infer.remote.reading import readable_path
+
         directory = readable_path(source, "from")
         if not directory.is_dir():
             raise ConfigError(f"from={source}: directory not found; name a run directory or {WANDB}ENTITY/PROJECT/ID")

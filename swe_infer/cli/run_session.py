@@ -31,9 +31,7 @@ from swe_infer.files import replacing
 from swe_infer.harnesses import benchmark_of
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.redaction import without_credentials
-from swe_infer.remote.mirror import Mirror
 from swe_infer.remote.paths import displayed, working_path
-from swe_infer.remote.reading import NotFound, readable_path
 from swe_infer.remote.store import is_remote
 from swe_infer.resources import state_home
 from swe_infer.run_directory import layout
@@ -120,6 +118,8 @@ class PreparedRun:
     def _output_dir(self, place: str) -> Path:
         """The local path of ``output_dir``. A dry run reads a copy of a URL, and writes nothing there."""
         if is_remote(place) and self.experiment.dry_run and self._sweep is None:
+            from swe_infer.remote.reading import NotFound, readable_path
+
             with suppress(NotFound):
                 return readable_path(place, "output_dir")
         return working_path(place, "output_dir")
@@ -136,6 +136,8 @@ class PreparedRun:
         overrides = HydraConfig.get().overrides.task if self._sweep is None else self._sweep.overrides
         if not any(override.startswith("from=") for override in overrides):
             raise ConfigError(f"from={source}: must be given on the command line, without +")
+        from swe_infer.remote.reading import readable_path
+
         return None if source.startswith(WANDB) else readable_path(source, "from")
 
     @property
@@ -260,6 +262,8 @@ class PreparedRun:
         with ExitStack() as stack, INTERRUPTS.stoppable():
             evaluation.check(experiment.dataset, plain["dataset"])
             if self._url is not None:
+                from swe_infer.remote.mirror import Mirror
+
                 stack.enter_context(Mirror(self._url, "output_dir", experiment.upload_interval_s))
             prompts = self.prompt_source(stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)

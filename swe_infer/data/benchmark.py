@@ -23,7 +23,6 @@ from swe_infer.data.parquet import ParquetDataset
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.harnesses import BenchmarkName
 from swe_infer.options import Option
-from swe_infer.remote.reading import dataset_path
 from swe_infer.text import first_line
 from swe_infer.types import EditFormat, Instance, PathText, Skip
 
@@ -91,6 +90,8 @@ class BenchmarkDataset(HubDataset):
         return rows
 
     def _open_local(self, path: str, normaliser: Normaliser) -> Rows:
+        from swe_infer.remote.reading import dataset_path
+
         place = dataset_path(path, "dataset.path")
         if place.is_dir():
             if any((place / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):

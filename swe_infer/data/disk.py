@@ -11,7 +11,6 @@ from swe_infer.data.base import DatasetOptions
 from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
-from swe_infer.remote.reading import dataset_path
 from swe_infer.text import first_line
 from swe_infer.types import PathText
 
@@ -33,6 +32,8 @@ class DiskDataset(DatasetOptions):
         return Path(self.path).name
 
     def open(self, normaliser: Normaliser | None = None) -> ArrowRows:
+        from swe_infer.remote.reading import dataset_path
+
         directory = dataset_path(self.path, "dataset.path")
         if not directory.exists():
             raise DataError(f"dataset.path={self.path}: directory not found (looked for {directory.absolute()})")

@@ -32,7 +32,6 @@ from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.files import special_kind
 from swe_infer.options import Option
-from swe_infer.remote.reading import dataset_path
 from swe_infer.types import PathText
 
 _BUFFER = 1 << 18
@@ -78,6 +77,8 @@ class JsonlDataset(DatasetOptions):
         return Path(self.path.removesuffix(".gz")).stem
 
     def open(self, normaliser: Normaliser | None = None) -> JsonlRows:
+        from swe_infer.remote.reading import dataset_path
+
         path = dataset_path(self.path, "dataset.path")
         return JsonlRows(path, self.text_column, label=self.path, normaliser=normaliser)
 

@@ -12,7 +12,6 @@ from swe_infer.data.base import DatasetOptions
 from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
-from swe_infer.remote.reading import dataset_path
 from swe_infer.text import first_line
 from swe_infer.types import PathText
 
@@ -52,6 +51,8 @@ class ParquetDataset(DatasetOptions):
         return ArrowRows(table, self.text_column, self.path, normaliser)
 
     def _files(self) -> list[Path]:
+        from swe_infer.remote.reading import dataset_path
+
         path = dataset_path(self.path, "dataset.path")
         if path.is_dir():
             files = sorted(path.glob("*.parquet"))

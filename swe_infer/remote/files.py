@@ -15,7 +15,7 @@ from swe_infer.remote.manifest import FOLDER, TAIL, FileEntry, Part, tail_of
 from swe_infer.remote.store import Store
 from swe_infer.run_directory import layout
 
-_APPENDED = (".jsonl", ".wandb")
+_APPENDED = (".jsonl", ".wandb", ".log")
 """Endings of files that grow. Any of them may be rewritten, too."""
 _LINES = ".jsonl"
 _DATABASE = ".sqlite"

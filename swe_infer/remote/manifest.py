@@ -2,10 +2,10 @@
 
 Below the folder's URL, in ``.swe_infer/``:
 
-* ``claim-EPOCH.json``: who may write the folder: host, process, token. Created once, never changed. The claim with
-  the highest epoch counts.
+* ``claim-EPOCH.json``: who may write the folder: host, process, token. Its owner creates it, if there is none, and
+  writes the same again and again: its age shows whether the owner is alive. The claim with the highest epoch counts.
 * ``manifest-EPOCH.json``: the files of the folder and the objects with their content. Only the owner of the epoch's
-  claim writes it, again and again: its age shows whether the owner is alive.
+  claim writes it.
 * ``objects/EPOCH-DIGEST``: a piece of a file, never changed.
 
 The manifest of the highest epoch that has one is the state of the folder. A former owner that wakes up writes to its

@@ -4,8 +4,8 @@ A command works on the working directory as on any other: an answer is on the lo
 uploads what is new every few seconds, and the end of the command uploads the rest. So a killed command loses nothing:
 the same command on the same machine uploads the rest. A lost machine loses at most the last seconds.
 
-Only one process may write a folder. It owns a claim, see :mod:`.manifest`. A claim whose manifest has not been
-renewed for ``LEASE_S`` by the store's clock is free, as is one of a process of this machine that has ended.
+Only one process may write a folder. It owns a claim, see :mod:`.manifest`. A claim that has not been renewed
+for ``LEASE_S`` by the store's clock is free, as is one of a process of this machine that has ended.
 """
 
 from __future__ import annotations
@@ -97,11 +97,12 @@ class Mirror:
         self._seen: dict[str, Seen] = {}
         self._replaced: set[str] = set()
         """Objects that the written manifest no longer needs."""
-        self._renewed = 0.0
+        self._has_written = False
         self._lost = ""
         """Why this process may no longer write the folder."""
         self._failing = self._deleted = False
-        self._over = threading.Event()
+        self._over, self._ended = threading.Event(), threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="remote-claim", daemon=True)
         self._thread = threading.Thread(target=self._loop, name="remote-upload", daemon=True)
 
     def __enter__(self) -> Self:
@@ -111,6 +112,7 @@ class Mirror:
             self._refuse_nested()
             former = self._claim()
             stack.callback(self._withdraw)
+            self._renewer.start()
             self._fetch(former)
             self._write_manifest(self._manifest)
             self._remove_former()
@@ -130,6 +132,7 @@ class Mirror:
             kind = KeyboardInterrupt
             raise
         finally:
+            self._ended.set()
             self._lock.close()
             reports = kind is None or issubclass(kind, SystemExit)
             if failure is not None and not reports:
@@ -183,7 +186,8 @@ class Mirror:
         if names.last:
             self._refuse_owned(names)
         self._epoch = names.last + 1
-        created = self._store.create(claim_name(self._epoch), json.dumps(this_process()).encode("ascii"))
+        self._content = json.dumps(this_process()).encode("ascii")
+        created = self._store.create(claim_name(self._epoch), self._content)
         if not created or names_in(self._store).last > self._epoch:
             raise StoreError(f"{self._what}: another process has just started to write it; wait for it")
         return read_manifest(self._store)
@@ -204,10 +208,17 @@ class Mirror:
                 f"{left_s:.0f} s"
             )
 
+    def _renew(self) -> None:
+        """Writes the claim again and again, so that it does not expire while something large is copied."""
+        while not self._ended.wait(_RENEW_S):
+            with contextlib.suppress(RemoteStoreError):
+                self._store.write(claim_name(self._epoch), self._content)
+
     def _withdraw(self) -> None:
         """Gives the claim up before anything was written under it."""
+        self._stop_renewing()
         with contextlib.suppress(RemoteStoreError):
-            if not self._renewed:
+            if not self._has_written:
                 self._store.remove([claim_name(self._epoch)])
 
     def _remove_former(self) -> None:
@@ -311,6 +322,7 @@ class Mirror:
         """The uploads at the end; returns why they failed."""
         deadline, pause_s = time.monotonic() + self._last_upload_s, min(0.5, self._interval_s)
         if self._deleted and not self._lost:
+            self._stop_renewing()
             self._store.remove_all()
             self._beside("writer").unlink(missing_ok=True)
             return None
@@ -328,7 +340,12 @@ class Mirror:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)
 
+    def _stop_renewing(self) -> None:
+        self._ended.set()
+        self._renewer.join(_HANGING_S)
+
     def _release(self) -> None:
+        self._stop_renewing()
         if self._manifest.files:
             self._write_manifest(replace(self._manifest, released=True, running=()))
         else:  # the command failed before it wrote anything
@@ -342,9 +359,8 @@ class Mirror:
         """
         files, running = self._read_files()
         new = replace(self._manifest, files=files, running=running)
-        if new == self._manifest and time.monotonic() - self._renewed < _RENEW_S:
-            return
-        self._write_manifest(new)
+        if new != self._manifest:
+            self._write_manifest(new)
         if (last := names_in(self._store).last) > self._epoch:
             self._lose(last)
             return
@@ -380,7 +396,7 @@ class Mirror:
 
     def _write_manifest(self, manifest: Manifest) -> None:
         self._store.write(manifest_name(self._epoch), manifest.encoded())
-        self._renewed = time.monotonic()
+        self._has_written = True
         self._replaced |= self._manifest.objects
         self._replaced -= manifest.objects
         self._manifest = manifest

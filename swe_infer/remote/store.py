@@ -139,11 +139,11 @@ class Store:
 
     @cached_property
     def _files(self) -> Any:
-        import fsspec
+        from fsspec.core import url_to_fs
 
         options = {"config_kwargs": _TIMEOUTS} if self._scheme == "s3" else {}
         try:
-            return fsspec.filesystem(self._scheme, skip_instance_cache=True, use_listings_cache=False, **options)
+            return url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False, **options)[0]
         except Exception as error:
             raise self._failed(error) from error
 
