@@ -1,6 +1,6 @@
 """The recipes in ``examples/cluster/``: their syntax, KubeRay's schema, and runs on a real Slurm and Ray.
 
-docs/scale.md explains the setup of Slurm. ``SWE_INFER_RAYJOB_CRD`` names KubeRay's ``ray.io_rayjobs.yaml``.
+tests/README.md explains the setup of Slurm. ``SWE_INFER_RAYJOB_CRD`` names KubeRay's ``ray.io_rayjobs.yaml``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``hydra/launcher=submitit_slurm`` on a real Slurm, if a controller answers; docs/scale.md explains the setup."""
+"""``hydra/launcher=submitit_slurm`` on a real Slurm, if a controller answers; tests/README.md explains the setup."""
 
 from __future__ import annotations
 
