@@ -246,6 +246,8 @@ class _Connection(asyncio.Protocol):
                 head = b""
                 while not self._may_write and not self._has_ended:
                     await self._wait(timeout_s)
+                if self._has_ended:
+                    return
             self._transport.write(head + (self._parser.send(h11.EndOfMessage()) or b""))
         except h11.LocalProtocolError as error:
             raise httpx2.LocalProtocolError(str(error)) from error

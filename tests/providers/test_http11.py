@@ -208,6 +208,30 @@ def test_long_bodies_are_sent_and_received_no_faster_than_they_are_read() -> Non
     assert asyncio.run(exchange()) == pieces * len(piece)
 
 
+def test_an_answer_to_the_beginning_of_a_request_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """A server may refuse a long request before it has read it, and close the connection."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 5\r\n\r\nshort")
+        writer.write_eof()
+        while await reader.read(1 << 16):
+            pass
+
+    async def upload() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b"x" * (1 << 16)
+            await asyncio.sleep(0)
+
+    async def answers() -> list[tuple[int, str]]:
+        async with serving(handle) as url, client() as http:
+            found = [await http.post(url, content=upload()) for _ in range(2)]
+            return [(response.status_code, response.text) for response in found]
+
+    assert asyncio.run(answers()) == [(413, "short")] * 2
+    assert not caplog.records
+
+
 def test_an_encrypted_connection_is_used_for_several_requests(tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
