@@ -14,6 +14,7 @@ import ssl
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 import h11
@@ -136,7 +137,8 @@ class Http11Transport(httpx2.AsyncBaseTransport):
                     url.port or _PORTS[url.scheme],
                     ssl=self._context if is_encrypted else None,
                     server_hostname=host if is_encrypted else None,
-                    happy_eyeballs_delay=_NEXT_ADDRESS_S,
+                    # With a delay, Python 3.11 leaves the socket of a cancelled connection to the garbage collector.
+                    happy_eyeballs_delay=None if _is_address(host) else _NEXT_ADDRESS_S,
                 )
         except TimeoutError as error:
             raise httpx2.ConnectTimeout(str(error)) from error
@@ -325,6 +327,14 @@ class _Body(httpx2.AsyncByteStream):
 
 def _origin(url: httpx2.URL) -> tuple[str, bytes, int | None]:
     return url.scheme, url.raw_host, url.port
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def tcp_options() -> list[tuple[int, int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import ssl
 import subprocess
@@ -176,6 +177,29 @@ def test_timeouts_and_cancellation_leave_no_connection_behind() -> None:
                 await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(give_up(), 60))
+
+
+def test_a_request_that_is_cancelled_at_any_step_leaves_no_socket_open() -> None:
+    """One that is left open is a ResourceWarning when it is collected, and so fails this test."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(ANSWER)
+        await reader.read()
+
+    async def give_up() -> None:
+        async with serving(handle) as url:
+            for steps in range(30):
+                async with client() as http:
+                    task = asyncio.create_task(http.post(url, content="x"))
+                    for _ in range(steps):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+            await asyncio.sleep(0.1)  # the server closes its side
+
+    asyncio.run(give_up())
+    gc.collect()
 
 
 def test_long_bodies_are_sent_and_received_no_faster_than_they_are_read() -> None:
