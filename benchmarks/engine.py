@@ -8,19 +8,22 @@ ids with a fixed seed. The temperatures of a sweep run together, like a multirun
                                 [--llama-cpp PYTHON] [--only engine,single]
 
 ``--dtype`` is the engine's ``model.dtype``; transformers uses the same type, vLLM bfloat16, llama.cpp float16.
-``--vllm`` and ``--llama-cpp`` name the Python of environments with vLLM, and with ik-llama-cpp-python and gguf;
-without them these peers are skipped. Prints one JSON line per peer: median
-wall and CPU seconds over the rounds, tokens per second, and ratios to the peers; at the end, how many greedy outputs
-equal those of transformers. CPU seconds are more reliable on a busy machine.
+``--vllm`` and ``--llama-cpp`` name the Python of environments with vLLM, and with llama-cpp-python and gguf; without
+them these peers are skipped. Prints one JSON line per peer: median wall and CPU seconds over the rounds, tokens per
+second, and ratios to the peers; at the end, how many greedy outputs equal those of transformers. CPU seconds are more
+reliable on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +37,7 @@ from swe_infer.llama.stopping import StopParams
 from swe_infer.types import DrafterKind, LlamaModel
 
 TRANSFORMERS = ("single", "padded", "continuous")
+PROCESSES = ("vllm", "llama_cpp")
 SWEEP = (0.2, 0.4, 0.6, 0.8)
 
 Measure = tuple[float, float, int]
@@ -180,39 +184,69 @@ class TransformersPeer:
         return sum(len(answer.generated_tokens) for answer in answers.values())
 
 
-class ProcessPeer:
-    """vLLM or llama.cpp in a separate process for the whole benchmark.
+class ChildProcess:
+    """A script in another Python, which prints one JSON line when it is ready and one for each line it reads.
 
     Args:
-        python: of its environment.
+        python: of the script's environment.
         script: beside this file.
+
+    Raises:
+        SystemExit: if the process ends, with the last line that it wrote to standard error.
     """
 
-    def __init__(self, args: argparse.Namespace, prompts: list[list[int]], python: str, script: str) -> None:
-        self._process = subprocess.Popen(
-            [python, str(Path(__file__).with_name(script)), args.model, str(args.threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._task = {"prompts": prompts, "new": args.new}
+    def __init__(self, python: str, script: str, model: str, threads: int, *more: str) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # open as long as the process
+        command = [python, str(Path(__file__).with_name(script)), model, str(threads), *more]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=environment,
+            )
+        except OSError as error:
+            raise SystemExit(f"{python} cannot be started: {error.strerror}") from None
+        self._name = f"{script} in {python}"
         self._answer()
-        self.base()  # exclude one-time compilation and allocation
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._process.args!r} ended with exit code {self._process.wait()}")
+            code = self._process.wait()
+            self._errors.seek(0)
+            last = self._errors.read().strip().rpartition("\n")[2]
+            raise SystemExit(f"{self._name} ended with exit code {code}: {last}")
         return json.loads(line)
 
-    def _run(self, temperatures: tuple[float, ...], samples: int, at_once: bool = True) -> Measure:
+    def ask(self, task: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
-        task = {**self._task, "temperatures": temperatures, "samples": samples, "at_once": at_once}
-        self._process.stdin.write(json.dumps(task) + "\n")
-        self._process.stdin.flush()
-        wall, processor, tokens = self._answer()
+        with contextlib.suppress(BrokenPipeError):  # reported by _answer
+            self._process.stdin.write(json.dumps(task) + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+class ProcessPeer:
+    """vLLM or llama.cpp in a separate process for the whole benchmark."""
+
+    def __init__(self, args: argparse.Namespace, prompts: list[list[int]], python: str, script: str) -> None:
+        self._child = ChildProcess(python, script, args.model, args.threads)
+        self._prompts, self._new = prompts, args.new
+        self.close = self._child.close
+        self._run((0.0,), 1, new=2)  # exclude one-time compilation and allocation
+
+    def _run(self, temperatures: tuple[float, ...], samples: int, at_once: bool = True, new: int = 0) -> Measure:
+        task = {"prompts": self._prompts, "new": new or self._new}
+        task |= {"temperatures": temperatures, "samples": samples, "at_once": at_once}
+        wall, processor, tokens, *_ = self._child.ask(task)
         return wall, processor, tokens
 
     def base(self) -> Measure:
@@ -226,9 +260,6 @@ class ProcessPeer:
 
     def sweep_one_by_one(self) -> Measure:
         return self._run(SWEEP, 1, at_once=False)
-
-    def close(self) -> None:
-        self._process.communicate()
 
 
 def measured(peer: Callable[[], int]) -> Callable[[], Measure]:
@@ -252,14 +283,11 @@ def report(seen: dict[str, list[Measure]]) -> None:
             "output_tokens_per_processor_s": round(tokens / processor, 1),
         }
         if name.startswith("engine"):
-            theirs = medians.get(name.replace("engine", "vllm").replace("_drafted", ""))
-            llama_cpp = medians.get("llama_cpp") if name in ("engine", "engine_drafted") else None
-            for peer, figures in (("best_of_transformers", best), ("vllm", theirs), ("llama_cpp", llama_cpp)):
-                if (
-                    figures
-                    and figures[0]
-                    and (peer != "best_of_transformers" or ("_4_" not in name and "_of_4" not in name))
-                ):
+            others = {peer: medians.get(name.replace("engine", peer).replace("_drafted", "")) for peer in PROCESSES}
+            if "_4" not in name:
+                others["best_of_transformers"] = best
+            for peer, figures in others.items():
+                if figures and figures[0]:
                     line[f"{peer}_over_this_wall"] = round(figures[0] / wall, 2)
                     line[f"{peer}_over_this_processor"] = round(figures[1] / processor, 2)
         if "_sweep_of_4" in name and (one := medians.get(name.partition("_sweep_of_4")[0])):
@@ -295,7 +323,7 @@ def main() -> None:
     llama_cpp = None
     if args.llama_cpp:
         llama_cpp = ProcessPeer(args, ours.prompts, args.llama_cpp, "engine_llama_cpp.py")
-        peers["llama_cpp"] = llama_cpp.base
+        peers |= {"llama_cpp": llama_cpp.base, "llama_cpp_4_samples": llama_cpp.four_samples}
     seen: dict[str, list[Measure]] = {name: [] for name in peers if not only or name in only}
     for _ in range(args.rounds):
         for name, rows in seen.items():

@@ -1,10 +1,14 @@
-"""llama.cpp's part of ``benchmarks.engine``. It runs in a Python with ik-llama-cpp-python, gguf and numpy.
+"""llama.cpp's part of ``benchmarks.engine`` and ``benchmarks.speculation``. It runs in a Python with
+llama-cpp-python, gguf and numpy.
 
     PYTHON benchmarks/engine_llama_cpp.py MODEL_DIR THREADS
 
-Converts a Llama to GGUF in float16 in a temporary file. Reads one JSON line per task from standard input
-(``prompts``: token ids, ``new``), decodes greedily, and prints one line: wall seconds, CPU seconds, output tokens.
-Prompts are prefilled one by one; all sequences decode in one batch.
+Converts a Llama to GGUF in float16 in a temporary file. Reads one JSON line per task from standard input and prints
+one line: wall seconds, CPU seconds, output tokens, passes. Tasks of ``benchmarks.engine`` have ``prompts`` (token
+ids), ``new``, ``temperatures`` and ``samples``: each prompt is prefilled once, by itself, then all sequences decode
+in one batch. Tasks of ``benchmarks.speculation`` have ``answers``, which are replayed: each pass costs what it costs
+otherwise, and only the choice of tokens is forced. ``batch`` sequences decode concurrently; ``draft`` has the two
+sizes of ``ngram-simple``, or is null. Prompts are prefilled before the clock starts.
 """
 
 from __future__ import annotations
@@ -14,8 +18,12 @@ import os
 import sys
 import tempfile
 import time
+from array import array
 from pathlib import Path
 from typing import Any
+
+BATCH = 512
+FORCE = 1e4
 
 
 def convert(directory: Path, target: Path) -> None:
@@ -65,55 +73,133 @@ def convert(directory: Path, target: Path) -> None:
     writer.close()
 
 
+def lookup(history: array[int], size: int, most: int) -> list[int]:
+    """Draft as llama.cpp's ``ngram-simple`` (common/ngram-map.cpp): what followed the last earlier occurrence of the
+    last ``size`` tokens."""
+    text, width = history.tobytes(), history.itemsize
+    key, end = text[-size * width :], len(text) - 2 * width
+    while (at := text.rfind(key, width, end)) > 0 and at % width:
+        end = at + len(key) - 1
+    found = history[at // width + size : -1] if at > 0 else []
+    return list(found[:most]) if len(found) >= size else []
+
+
 class Peer:
+    """Each sequence has its own part of the cache, so that a row reads only its own tokens."""
+
     def __init__(self, path: Path, threads: int, vocabulary: int) -> None:
-        from ik_llama_cpp import _ctypes_api as api  # type: ignore[import-not-found]
+        import numpy
+        from llama_cpp import llama_cpp as api  # type: ignore[import-not-found]
 
         self.api: Any = api
-        self.vocabulary = vocabulary
+        self.numpy: Any = numpy
+        self.random = numpy.random.default_rng(0)
+        self.threads, self.vocabulary = threads, vocabulary
         api.llama_backend_init()
-        model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+        self.model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+        self.batch = api.llama_batch_init(BATCH, 0, 1)
+        self.context: Any = None
+        self.cache = (0, 0)
+        """Sequences, and tokens of each."""
+        self.prefilled: list[list[int]] = []
+
+    def clear(self, sequences: int, length: int) -> None:
+        """Empty the cache. Another size needs another context."""
+        api, self.prefilled = self.api, []
+        if self.cache == (sequences, length):
+            api.llama_memory_clear(api.llama_get_memory(self.context), False)
+            return
+        if self.context:
+            api.llama_free(self.context)
+        self.cache = (sequences, length)
         params = api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 16384, 512, 512, 32
-        params.n_threads = params.n_threads_batch = threads
-        params.flash_attn = False  # the wheel's flash attention aborts on processors without AVX-VNNI
-        self.context = api.llama_init_from_model(model, params)
-        self.batch = api.llama_batch_init(512, 0, 1)
+        params.n_ctx, params.n_seq_max = sequences * (length + 255 & -256), sequences
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_threads = params.n_threads_batch = self.threads
+        params.flash_attn_type, params.kv_unified = 0, False  # flash attention decodes more slowly on AVX2
+        self.context = api.llama_init_from_model(self.model, params)
         if not self.context:
             raise SystemExit("llama.cpp did not create a context")
 
-    def decode(self, tokens: list[tuple[int, int, int]], wanted: set[int]) -> dict[int, int]:
-        """Run tokens (id, position, sequence); return the likeliest next token of the batch positions ``wanted``."""
-        import numpy
-
+    def decode(self, tokens: list[tuple[int, int, int]], outputs: range) -> Any:
+        """Run tokens (id, position, sequence); return the logits of the batch positions ``outputs``."""
         self.batch.n_tokens = len(tokens)
         for place, (token, position, sequence) in enumerate(tokens):
             self.batch.token[place], self.batch.pos[place] = token, position
             self.batch.n_seq_id[place], self.batch.seq_id[place][0] = 1, sequence
-            self.batch.logits[place] = place in wanted
+            self.batch.logits[place] = place in outputs
         if self.api.llama_decode(self.context, self.batch):
             raise SystemExit("llama_decode failed")
-        found = {}
-        for place in wanted:
-            row = self.api.llama_get_logits_ith(self.context, place)
-            found[place] = int(numpy.ctypeslib.as_array(row, (self.vocabulary,)).argmax())
-        return found
+        rows = self.api.llama_get_logits(self.context)
+        return self.numpy.ctypeslib.as_array(rows, (len(outputs), self.vocabulary))
 
-    def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
-        self.api.llama_kv_cache_clear(self.context)
-        outputs: list[list[int]] = []
-        for sequence, prompt in enumerate(prompts):
-            for start in range(0, len(prompt), 512):
-                part = prompt[start : start + 512]
-                last = {len(part) - 1} if start + 512 >= len(prompt) else set()
-                rows = [(token, start + i, sequence) for i, token in enumerate(part)]
-                found = self.decode(rows, last)
-            outputs.append(list(found.values()))
+    def prefill(self, sequence: int, prompt: list[int]) -> Any:
+        """Returns the logits after the last token, as one row."""
+        for start in range(0, len(prompt), BATCH):
+            part = prompt[start : start + BATCH]
+            logits = self.decode(
+                [(t, start + i, sequence) for i, t in enumerate(part)], range(len(part) - 1, len(part))
+            )
+        return logits
+
+    def choose(self, logits: Any, temperature: float) -> list[int]:
+        """Sample one token of each row."""
+        if not temperature:
+            return list(logits.argmax(-1).tolist())
+        sums = self.numpy.exp((logits - logits.max(-1, keepdims=True)) / temperature).cumsum(-1)
+        points = self.random.random(len(sums)) * sums[:, -1]
+        return [int(row[:-1].searchsorted(point, "right")) for row, point in zip(sums, points, strict=True)]
+
+    def generate(self, prompts: list[list[int]], new: int, temperature: float, samples: int) -> tuple[int, int]:
+        lengths = [len(prompt) for prompt in prompts for _ in range(samples)]
+        self.clear(len(lengths), max(lengths) + new)
+        outputs: list[int] = []
+        for prompt in prompts:
+            first = len(outputs)
+            logits = self.prefill(first, prompt)
+            for copy in range(first + 1, first + samples):
+                self.api.llama_memory_seq_cp(self.api.llama_get_memory(self.context), first, copy, -1, -1)
+            outputs += (self.choose(logits, temperature)[0] for _ in range(samples))
         for step in range(new - 1):
-            rows = [(out[-1], len(prompts[s]) + step, s) for s, out in enumerate(outputs)]
-            for s, token in self.decode(rows, set(range(len(rows)))).items():
-                outputs[s].append(token)
-        return outputs
+            rows = [(token, lengths[s] + step, s) for s, token in enumerate(outputs)]
+            outputs = self.choose(self.decode(rows, range(len(rows))), temperature)
+        return new * len(outputs), new - 1
+
+    def prepare(self, prompts: list[list[int]], new: int) -> None:
+        """Prefill the prompts, unless they are in the cache."""
+        if self.prefilled != prompts:
+            self.clear(len(prompts), max(map(len, prompts)) + new)
+            for sequence, prompt in enumerate(prompts):
+                self.prefill(sequence, prompt)
+            self.prefilled = prompts
+
+    def replay(self, answers: list[list[int]], draft: list[int] | None, batch: int) -> tuple[int, int]:
+        """Generate the answers. Their first pass computes the last token of the prompt again."""
+        passes = 0
+        memory = self.api.llama_get_memory(self.context)
+        for first in range(0, len(answers), batch):
+            group = range(len(answers))[first : first + batch]
+            texts = {s: array("i", self.prefilled[s] + answers[s]) for s in group}
+            ends = {s: len(self.prefilled[s]) for s in group}
+            while ends:
+                rows: list[tuple[int, int, int]] = []
+                drafts: dict[int, list[int]] = {}
+                for s, end in ends.items():
+                    drafts[s] = lookup(texts[s][:end], *draft)[: len(texts[s]) - end - 1] if draft else []
+                    self.api.llama_memory_seq_rm(memory, s, end - 1, -1)
+                    rows += ((t, end - 1 + i, s) for i, t in enumerate([texts[s][end - 1], *drafts[s]]))
+                logits = self.decode(rows, range(len(rows)))
+                passes += 1
+                for s, drafted in drafts.items():
+                    wanted = texts[s][ends[s] : ends[s] + len(drafted) + 1]
+                    forced, logits = logits[: len(wanted)], logits[len(wanted) :]
+                    forced[range(len(wanted)), wanted] += FORCE
+                    chosen = self.choose(forced, 0.0)
+                    same = [a == b for a, b in zip([*drafted, -1], chosen, strict=True)]
+                    ends[s] += same.index(False) + 1
+                    if ends[s] == len(texts[s]):
+                        del ends[s]
+        return sum(map(len, answers)), passes
 
 
 def main() -> None:
@@ -127,10 +213,15 @@ def main() -> None:
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         task = json.loads(line)
+        if "answers" in task:
+            peer.prepare(task["prompts"], max(map(len, task["answers"])))
         wall, processor = time.perf_counter(), time.process_time()
-        outputs = peer.generate(task["prompts"], task["new"])
-        taken = [time.perf_counter() - wall, time.process_time() - processor, sum(map(len, outputs))]
-        print(json.dumps([*taken, outputs] if task.get("outputs") else taken), file=answers, flush=True)
+        if "answers" in task:
+            counts = peer.replay(task["answers"], task["draft"], task["batch"])
+        else:
+            counts = peer.generate(task["prompts"], task["new"], task["temperatures"][0], task["samples"])
+        taken = [time.perf_counter() - wall, time.process_time() - processor, *counts]
+        print(json.dumps(taken), file=answers, flush=True)
 
 
 if __name__ == "__main__":

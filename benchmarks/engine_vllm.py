@@ -1,7 +1,8 @@
 """vLLM's part of ``benchmarks.engine``. It runs in vLLM's own Python and does not import this project.
 
-    VLLM_PYTHON benchmarks/engine_vllm.py MODEL_DIR THREADS
+    VLLM_PYTHON benchmarks/engine_vllm.py MODEL_DIR THREADS [dummy]
 
+``dummy``: random weights in the shape of MODEL_DIR/config.json, on a GPU, with CUDA graphs and longer sequences.
 Reads one JSON line per task from standard input (``prompts``: token ids, ``new``, ``temperatures``, ``samples``,
 ``at_once``: all temperatures in one call), starts with an empty prefix cache, and prints one line: wall seconds, CPU
 seconds, output tokens.
@@ -17,7 +18,7 @@ from typing import Any
 
 
 def main() -> None:
-    model, threads = sys.argv[1], int(sys.argv[2])
+    model, threads, dummy = sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["dummy"]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what vLLM prints goes to standard error
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
@@ -26,7 +27,10 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
-    engine: Any = LLM(model, dtype="bfloat16", max_model_len=4096, enable_prefix_caching=True, enforce_eager=True)
+    options: dict[str, Any] = {"max_model_len": 4096, "enforce_eager": True}
+    if dummy:
+        options = {"max_model_len": 16384, "load_format": "dummy", "skip_tokenizer_init": True}
+    engine: Any = LLM(model, dtype="bfloat16", enable_prefix_caching=True, **options)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         task = json.loads(line)
@@ -34,7 +38,13 @@ def main() -> None:
         engine.reset_prefix_cache()
         wall, processor, tokens = time.perf_counter(), time.process_time(), 0
         samplings = [
-            SamplingParams(temperature=temperature, n=task["samples"], max_tokens=task["new"], ignore_eos=True)
+            SamplingParams(
+                temperature=temperature,
+                n=task["samples"],
+                max_tokens=task["new"],
+                ignore_eos=True,
+                detokenize=not dummy,
+            )
             for temperature in task["temperatures"]
         ]
         if task["at_once"]:

@@ -1,15 +1,18 @@
 """Wall time with and without drafting, when a model generates the gold patch: real steps, steered logits.
 
     python -m benchmarks.speculation CHECKPOINT INSTANCES.jsonl [--batch 1 8] [--count 8] [--repeat 3] [--new TOKENS]
-                                     [--dtype TYPE] [--nonsense | --own] [--transformers] [--vllm PYTHON]
+                                     [--dtype TYPE] [--drafters none diff] [--nonsense | --own] [--transformers]
+                                     [--vllm PYTHON] [--llama-cpp PYTHON]
 
 Every token costs what the checkpoint's steps cost; only the choice of tokens is steered. ``--nonsense`` steers to
 random tokens, which no drafter can predict: the cost of useless drafting. ``--own`` does not steer: the model
 generates greedily. ``--new`` limits outputs. ``--transformers`` runs transformers with the same steering, with and
 without prompt lookup. ``--vllm`` runs vLLM, which cannot be steered, on the same prompts without steering, with and
-without n-gram speculation. Prompts are computed before the clock starts, so times are of generation only. Variants
-take turns; ratios are medians over the turns, of wall time and of CPU time, which is more reliable on a busy machine.
-Earlier outputs are forgotten between runs; acceptance statistics are kept, as in a run of many instances.
+without n-gram speculation. ``--llama-cpp`` runs llama.cpp, steered and in turn with ours, with and
+without its ``ngram-simple`` drafts; its model is in float16. Prompts are computed before the clock starts, so times
+are of generation only. Variants take turns; ratios are medians over the turns, of wall time and of CPU time, which is
+more reliable on a busy machine. Earlier outputs are forgotten between runs; acceptance statistics are kept, as in a
+run of many instances.
 """
 
 from __future__ import annotations
@@ -19,15 +22,15 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from torch import Tensor
 
 from benchmarks.drafting import source_of
-from benchmarks.speculation_peers import STEER, with_transformers, with_vllm
+from benchmarks.speculation_peers import STEER, Times, llama_cpp_replays, with_transformers, with_vllm
 from swe_infer.llama.drafting import DraftSource, SharedPrompts
 from swe_infer.llama.engine import Engine, EngineOptions, threads_for
 from swe_infer.llama.sampler import Sampler, SamplingParams
@@ -50,17 +53,7 @@ class SteeredSampler(Sampler):
         return super().__call__(steered, params)
 
 
-@dataclass(frozen=True)
-class Run:
-    """Wall and CPU seconds, forward steps, and generated tokens."""
-
-    wall: float
-    processor: float
-    steps: int
-    tokens: int
-
-
-def one_run(engine: Engine, requests: Sequence[GenerationRequest], batch: int) -> Run:
+def one_run(engine: Engine, requests: Sequence[GenerationRequest], batch: int) -> Times:
     """Run with ``batch`` sequences at once."""
     engine.speculation.prompts = SharedPrompts()
     engine.reset_stats()
@@ -71,7 +64,7 @@ def one_run(engine: Engine, requests: Sequence[GenerationRequest], batch: int) -
         while engine.scheduler.busy:
             engine.step()
     taken = time.perf_counter() - started, time.process_time() - processor
-    return Run(*taken, engine.stats.steps, engine.stats.output_tokens)
+    return Times(*taken, engine.stats.steps, engine.stats.output_tokens)
 
 
 def requests_for(
@@ -95,27 +88,27 @@ def requests_for(
     ]
 
 
-def compare(engine: Engine, asked: dict[DrafterKind, list[GenerationRequest]], batch: int, repeat: int) -> None:
+def compare(variants: dict[str, Callable[[int], Times]], batch: int, repeat: int) -> None:
     """Run the variants in turns, in rotating order."""
-    runs: dict[DrafterKind, list[Run]] = {kind: [] for kind in asked}
-    order = list(asked)
+    runs: dict[str, list[Times]] = {name: [] for name in variants}
+    order = list(variants)
     for _ in range(repeat):
-        for kind in order:
-            runs[kind].append(one_run(engine, asked[kind], batch))
+        for name in order:
+            runs[name].append(variants[name](batch))
         order = [*order[1:], order[0]]
-    for kind, done in runs.items():
+    bases = [name for name in runs if name == "none" or name.startswith("llama.cpp")]
+    for name, done in runs.items():
         wall = statistics.median(run.wall for run in done)
         processor = statistics.median(run.processor for run in done)
-        pairs = list(zip(runs["none"], done, strict=True))
-        faster = statistics.median(plain.wall / run.wall for plain, run in pairs)
-        cheaper = statistics.median(plain.processor / run.processor for plain, run in pairs)
         steps, tokens = sum(run.steps for run in done), sum(run.tokens for run in done)
-        print(
-            f"batch {batch}: {kind:6s} {wall:6.2f} s  {faster:6.3f} x"
-            f"  {processor:6.2f} processor s  {cheaper:6.3f} x"
-            f"  {tokens / steps:5.2f} tokens a step",
-            flush=True,
-        )
+        line = f"batch {batch}: {name}: {wall:.2f} s, {processor:.2f} processor s, {tokens / steps:.2f} tokens a step"
+        for base in bases:
+            if base != name:
+                pairs = list(zip(runs[base], done, strict=True))
+                faster = statistics.median(other.wall / run.wall for other, run in pairs)
+                cheaper = statistics.median(other.processor / run.processor for other, run in pairs)
+                line += f"; {faster:.3f} x {base}, {cheaper:.3f} x in processor time"
+        print(line, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,9 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words.add_argument("--own", action="store_true")
     parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
+    parser.add_argument("--llama-cpp", metavar="PYTHON")
+    kinds: tuple[DrafterKind, ...] = get_args(DrafterKind)
+    parser.add_argument("--drafters", nargs="+", default=kinds, choices=kinds)
     asked = parser.parse_args(arguments)
-    if (asked.vllm and not asked.own) or (asked.transformers and asked.own):
-        parser.error("vLLM says its own words (--own), transformers what it is steered to")
+    if (asked.vllm and not asked.own) or ((asked.transformers or asked.llama_cpp) and asked.own):
+        parser.error("vLLM generates its own words (--own), transformers and llama.cpp what they are steered to")
     model = LlamaModel(path=str(asked.checkpoint), dtype=asked.dtype)
     engine = Engine.load(model, EngineOptions(kv_cache_gb=asked.kv_cache_gb))
     with asked.instances.open(encoding="utf-8") as file:
@@ -154,10 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end = engine.end_tokens if asked.own else frozenset()
     with threads_for(engine.model):
         one_run(engine, requests_for(prompts, [1] * len(rows), "none", sources), len(rows))
-        kinds: tuple[DrafterKind, ...] = get_args(DrafterKind)
+        variants: dict[str, Callable[[int], Times]] = {
+            kind: partial(one_run, engine, requests_for(prompts, most, kind, sources, end)) for kind in asked.drafters
+        }
+        if asked.llama_cpp:
+            variants |= llama_cpp_replays(asked.llama_cpp, asked.checkpoint, prompts, answers)
         for batch in asked.batch:
-            each = {kind: requests_for(prompts, most, kind, sources, end) for kind in kinds}
-            compare(engine, each, batch, asked.repeat)
+            compare(variants, batch, asked.repeat)
         if asked.transformers:
             with_transformers(asked.checkpoint, prompts, answers)
         if asked.vllm:

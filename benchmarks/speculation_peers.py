@@ -1,4 +1,4 @@
-"""The other engines of ``benchmarks.speculation``: transformers' prompt lookup and vLLM's n-gram speculation."""
+"""The other engines of ``benchmarks.speculation``: transformers' prompt lookup, vLLM's and llama.cpp's n-grams."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.engine import ChildProcess
+
 STEER = 1e4
 LOOKUP = 10
 """Tokens of a draft, as in the documentation of transformers and vLLM."""
+NGRAM_SIMPLE = (2, 8)
+"""Tokens looked up and drafted. With llama.cpp's defaults, 12 and 48, hardly any draft is found."""
 
 
 @dataclass
@@ -117,6 +122,21 @@ def _ask_vllm(python: Path, checkpoint: Path, how: str, tasks: Sequence[dict[str
     if done.returncode != 0:
         sys.exit(f"vLLM ({how}) ended with exit code {done.returncode}: {done.stderr[-2000:]}")
     return [json.loads(line) for line in done.stdout.splitlines()[1:]]
+
+
+def llama_cpp_replays(
+    python: str, checkpoint: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> dict[str, Callable[[int], Times]]:
+    """Generate the same answers with llama.cpp, for a number of sequences at once."""
+    child = ChildProcess(python, "engine_llama_cpp.py", str(checkpoint), torch.get_num_threads())
+
+    def replay(draft: tuple[int, int] | None, batch: int) -> Times:
+        task = {"prompts": prompts, "answers": answers, "draft": draft, "batch": batch}
+        wall, processor, tokens, passes = child.ask(task)
+        return Times(wall, processor, passes, tokens)
+
+    replay(None, len(prompts))  # computes the prompts
+    return {"llama.cpp": partial(replay, None), "llama.cpp n-gram": partial(replay, NGRAM_SIMPLE)}
 
 
 def with_vllm(
