@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 MAX_LOSSES = 3
 """Lost engines after which a request fails. For the last attempt it has an engine to itself."""
 MAX_RESTARTS = 5
-"""Losses of an engine without an answer in between, after which it stays stopped."""
+"""Starts of an engine after losses without an answer in between."""
 
 OnRejected: TypeAlias = Callable[[GenerationRequest, Exception], None]
 
@@ -181,9 +181,11 @@ class DataParallelEngine:
                 self._handle_loss(worker, WorkerDied(f"{worker.name}: {worker.error or report}"), on_rejected)
             elif report.error is None:
                 answers += self._handle_report(worker, report, on_rejected)
-            elif isinstance(report.error, ConfigError) and not self.workers:
-                raise report.error
             else:
+                if isinstance(report.error, ConfigError):
+                    if not self.workers:
+                        raise report.error
+                    worker.losses = MAX_RESTARTS  # it would fail again
                 worker.error = report.error
                 worker.kill()
         now = time.monotonic()
@@ -226,7 +228,7 @@ class DataParallelEngine:
         if worker.losses <= MAX_RESTARTS:
             worker.start()
         else:
-            _log.error("%s was lost %d times without an answer and stays stopped", worker.name, worker.losses)
+            _log.error("%s is not started again", worker.name)
             self.usable = False
             self._all.remove(worker)
             worker.close()

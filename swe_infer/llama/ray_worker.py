@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
 from swe_infer.errors import ConfigError
@@ -22,7 +22,6 @@ from swe_infer.llama.cluster import RayCluster, summary_line
 from swe_infer.llama.data_parallel import DataParallelEngine, Report, Worker, WorkerDied
 from swe_infer.llama.engine import EngineOptions
 from swe_infer.llama.process_worker import serve
-from swe_infer.resources import expanded
 from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
@@ -50,9 +49,11 @@ def ray_engines(
 
 
 class EngineActor:
-    """The class of the actor."""
+    """The class of the actor. Paths are relative to ``directory``, the parent's working directory."""
 
-    def __init__(self, model: LlamaModel, options: EngineOptions, threads: int) -> None:
+    def __init__(self, directory: str, model: LlamaModel, options: EngineOptions, threads: int) -> None:
+        with suppress(OSError):  # not on this node, so paths must be absolute or names
+            os.chdir(directory)
         logging.basicConfig(level=logging.INFO)
         self._arguments = (model, options, threads)
         self._start = 0
@@ -125,7 +126,7 @@ class _Actors:
                 "where the cluster grows"
             )
         self._run_name = f"{model.label} {uuid.uuid4().hex[:6]}"
-        self._arguments = (_with_absolute_paths(model), options, max(1, int(cluster.cpus)))
+        self._arguments = (os.getcwd(), model, options, max(1, int(cluster.cpus)))
         self._class = ray.remote(
             num_cpus=cluster.cpus,
             num_gpus=gpus,
@@ -172,14 +173,3 @@ class _Actors:
             self._warn_at = time.monotonic() + _WARN_AFTER_S
             free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
             _log.warning("no engine runs yet: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
-
-
-def _with_absolute_paths(model: LlamaModel) -> LlamaModel:
-    """Make paths of directories absolute, since actors start in another working directory. Names stay."""
-
-    def absolute(path: str) -> str:
-        directory = expanded(path, "model.path")
-        return str(directory.resolve()) if directory.is_dir() else path
-
-    adapter = None if model.peft_path is None else absolute(model.peft_path)
-    return replace(model, name=model.label, path=absolute(model.path), peft_path=adapter)
