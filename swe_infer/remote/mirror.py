@@ -280,6 +280,9 @@ class Mirror:
                     # On disk before the file is replaced, so that a kill loses none of them.
                     _append(path.with_name(f".{path.name}{_UNSENT}"), lines)
             wanted[name] = entry
+        if wanted:
+            size = sum(entry.size for entry in wanted.values())
+            log.info("%s: fetching %d files (%.1f MB)", self.url, len(wanted), size / 1e6)
         fetch_files(self._store, wanted, self.directory)
         self._add_unsent()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from swe_infer.errors import ConfigError, RemoteStoreError
@@ -18,6 +19,8 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _PASSWORD = re.compile(r"[^/@:]*:[^/@]*@")
 _EXISTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "409", "412"})
 """Codes of S3 for an object that exists already."""
+_SETTINGS = ("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_", "HF_")
+"""Prefixes of environment variables that configure a file system."""
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}
 
 
@@ -124,6 +127,19 @@ class Entry:
     version: str
 
 
+@functools.lru_cache(maxsize=16)
+def _file_system(root: str, settings: tuple[tuple[str, str], ...]) -> Any:
+    """fsspec's file system of a bucket. Creating one takes longer than a request.
+
+    Args:
+        settings: the variables that it reads.
+    """
+    from fsspec.core import url_to_fs
+
+    options = {"config_kwargs": _TIMEOUTS} if root.startswith("s3://") else {}
+    return url_to_fs(root, skip_instance_cache=True, use_listings_cache=False, **options)[0]
+
+
 class Store:
     """The objects below a URL. Names are relative to it. Thread-safe.
 
@@ -135,15 +151,13 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._scheme = url.partition("://")[0]
 
-    @cached_property
+    @property
     def _files(self) -> Any:
-        from fsspec.core import url_to_fs
-
-        options = {"config_kwargs": _TIMEOUTS} if self._scheme == "s3" else {}
+        scheme, _, rest = self.url.partition("://")
+        settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
         try:
-            return url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False, **options)[0]
+            return _file_system(f"{scheme}://{rest.partition('/')[0]}", settings)
         except Exception as error:
             raise self._failed(error) from error
 
