@@ -25,17 +25,35 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from swe_infer.errors import ConfigError, DataError
 from swe_infer.llama.drafting import Drafter, DraftSource, SharedSuffixes, drafter_of
 from swe_infer.prompt_format import PromptFiles, prose_in_prompt
+from swe_infer.text import report_errors
 from swe_infer.types import Prompt
 
 PACKAGED = Path(__file__).resolve().parent.parent / "swe_infer" / "sample" / "instances.jsonl"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Raises DataError if a line is not a JSON object with the columns ``text`` and ``patch``."""
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                _ = row["text"], row["patch"]
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path}, line {number}: not a JSON object with text and patch") from None
+            rows.append(row)
+    return rows
 
 
 class Codec:
     """A ``tokenizer.json``."""
 
     def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ConfigError(f"--tokenizer: there is no file {path}")
         self._tokenizer = Tokenizer.from_file(str(path))
 
     def encode_text(self, text: str) -> list[int]:
@@ -189,8 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--most-characters", type=int, default=140_000, help="skip longer prompts")
     asked = parser.parse_args(arguments)
-    with asked.instances.open(encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if len(row["text"]) <= asked.most_characters]
+    rows = [row for row in read_rows(asked.instances) if len(row["text"]) <= asked.most_characters]
     with tempfile.TemporaryDirectory() as scratch:
         directory = asked.tokenizer or train(Path(scratch))
         codec = Codec(directory / "tokenizer.json")
@@ -213,4 +230,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

@@ -34,6 +34,7 @@ import torch
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.stopping import StopParams
+from swe_infer.text import report_errors
 from swe_infer.types import DrafterKind, LlamaModel
 
 TRANSFORMERS = ("single", "padded", "continuous")
@@ -132,7 +133,10 @@ class TransformersPeer:
     """``generate`` one by one and padded, and ``generate_batch``."""
 
     def __init__(self, args: argparse.Namespace, dtype: torch.dtype) -> None:
-        from transformers import LlamaForCausalLM
+        try:
+            from transformers import LlamaForCausalLM
+        except ImportError as error:
+            raise SystemExit(f"transformers: {error}; --only engine leaves it out") from None
 
         loader: Any = LlamaForCausalLM
         model = loader.from_pretrained(args.model, dtype=dtype, attn_implementation="sdpa")
@@ -298,6 +302,7 @@ def report(seen: dict[str, list[Measure]]) -> None:
 
 def main() -> None:
     args = arguments()
+    only = args.only.split(",") if args.only else []
     torch.set_num_threads(args.threads)
     ours = EnginePeer(args)
     peers: dict[str, Callable[[], Measure]] = {
@@ -308,7 +313,6 @@ def main() -> None:
         "engine_sweep_of_4_one_by_one": measured(ours.sweep_one_by_one),
         "engine_drafted_sweep_of_4": measured(ours.drafted_sweep_of_four),
     }
-    only = args.only.split(",") if args.only else []
     theirs = None
     if not only or set(only) & set(TRANSFORMERS):
         theirs = TransformersPeer(args, ours.engine.model.dtype)
@@ -318,12 +322,14 @@ def main() -> None:
         vllm = ProcessPeer(args, ours.prompts, args.vllm, "engine_vllm.py")
         peers |= {"vllm": vllm.base, "vllm_4_samples": vllm.four_samples, "vllm_sweep_of_4": vllm.sweep_of_four}
         peers["vllm_sweep_of_4_one_by_one"] = vllm.sweep_one_by_one
-    else:
+    elif args.vllm or not only:
         print(f"vLLM is skipped: --vllm={args.vllm or 'PYTHON'} is not a Python with vLLM", file=sys.stderr)
     llama_cpp = None
     if args.llama_cpp:
         llama_cpp = ProcessPeer(args, ours.prompts, args.llama_cpp, "engine_llama_cpp.py")
         peers |= {"llama_cpp": llama_cpp.base, "llama_cpp_4_samples": llama_cpp.four_samples}
+    if unknown := set(only) - set(peers):
+        raise SystemExit(f"--only: {', '.join(sorted(unknown))}: there is {', '.join(peers)}")
     seen: dict[str, list[Measure]] = {name: [] for name in peers if not only or name in only}
     for _ in range(args.rounds):
         for name, rows in seen.items():
@@ -337,4 +343,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

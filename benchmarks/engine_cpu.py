@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from swe_infer.llama.large_pages import zeros
 from swe_infer.llama.model import Layer, Linear, LlamaForCausalLM, ModelInput, Step
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units, load_kernels
 from swe_infer.llama.weights import load_weights
+from swe_infer.text import report_errors
 
 CONTEXT = 1024
 PREFILL = 2048
@@ -157,7 +159,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     kernels = load_kernels(getattr(torch, asked.dtype))
     if isinstance(kernels, str):
-        raise SystemExit(f"no compiled kernels here: {kernels}")
+        raise SystemExit(f"--dtype {asked.dtype}: no compiled kernels here: {kernels}")
     with torch.inference_mode():
         rate, bandwidth = limits(asked.rounds, kernels.dtype)
         print(json.dumps({"tflop_per_s": round(rate / 1e12, 2), "gb_per_s": round(bandwidth / 1e9, 1)}), flush=True)
@@ -170,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

@@ -22,6 +22,7 @@ import gc
 import json
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.stopping import StopParams
 from swe_infer.llama.tokenizer import LlamaTokenizer
+from swe_infer.text import report_errors
 from swe_infer.types import AttentionChoice
 
 SHAPES = {
@@ -56,6 +58,7 @@ ACTIVITY = torch.profiler.ProfilerActivity.CUDA if DEVICE == "cuda" else torch.p
 SCALE = 1 if DEVICE == "cuda" else 64
 """All lengths are divided by this."""
 NEW = 256 // SCALE
+PARTS = ("prefill", "decode", "profile", "work", "drafting", "peer", "vllm")
 WORKLOADS = (("n=1", (0.0,), 1), ("n=8", (0.8,), 8), ("4 temperatures", (0.2, 0.4, 0.6, 0.8), 1))
 """Name, temperatures, samples of each."""
 
@@ -375,7 +378,7 @@ def profile(engine: Engine) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="8b" if SCALE == 1 else "tiny")
-    parser.add_argument("--parts", default="prefill,decode,profile,work,drafting,peer,vllm")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--attention", default="", help="a backend, as in model/attention; default: auto")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     parser.add_argument("--chunk", type=int, default=2048, help="runner.max_batch_tokens")
@@ -387,6 +390,8 @@ def main() -> None:
         if arguments.shape != "tiny":
             parser.error(f"--shape {arguments.shape} needs a GPU; --shape tiny tries the script on a CPU")
     parts = arguments.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--parts: {', '.join(sorted(unknown))}: there is {', '.join(PARTS)}")
     lengths = tuple(int(length) // SCALE for length in arguments.lengths.split(","))
     config = SHAPES[arguments.shape]
     rate, bandwidth = limits()
@@ -422,4 +427,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

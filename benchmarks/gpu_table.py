@@ -63,10 +63,10 @@ def run(command: Sequence[str], limit: float, write: Callable[[str], None]) -> i
     timer = threading.Timer(limit, end)
     timer.start()
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            write(line)
-        return process.wait()
+        with process:
+            for line in process.stdout or ():
+                write(line)
+        return process.returncode
     finally:
         timer.cancel()
         end()

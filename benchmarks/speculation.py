@@ -18,9 +18,9 @@ run of many instances.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +29,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from benchmarks.drafting import source_of
+from benchmarks.drafting import read_rows, source_of
 from benchmarks.speculation_peers import STEER, Times, llama_cpp_replays, with_transformers, with_vllm
 from swe_infer.llama.drafting import DraftSource, SharedPrompts
 from swe_infer.llama.engine import Engine, EngineOptions, threads_for
@@ -37,6 +37,7 @@ from swe_infer.llama.sampler import Sampler, SamplingParams
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.stopping import StopParams
 from swe_infer.prompt_format import split_prompt
+from swe_infer.text import report_errors
 from swe_infer.types import DrafterKind, LlamaModel
 
 
@@ -132,10 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     if (asked.vllm and not asked.own) or ((asked.transformers or asked.llama_cpp) and asked.own):
         parser.error("vLLM generates its own words (--own), transformers and llama.cpp what they are steered to")
+    rows = read_rows(asked.instances)
     model = LlamaModel(path=str(asked.checkpoint), dtype=asked.dtype)
     engine = Engine.load(model, EngineOptions(kv_cache_gb=asked.kv_cache_gb))
-    with asked.instances.open(encoding="utf-8") as file:
-        rows = sorted(map(json.loads, file), key=lambda row: len(row["text"]))[: asked.count]
+    rows = sorted(rows, key=lambda row: len(row["text"]))[: asked.count]
     sources = [source_of(row["text"]) for row in rows]
     prompts = [engine.tokenizer.encode_text(row["text"]) for row in rows]
     answers = [engine.tokenizer.encode_text(row["patch"].strip() + "\n")[: asked.new] for row in rows]
@@ -164,4 +165,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

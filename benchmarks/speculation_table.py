@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("oracle", type=Path)
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
     asked = parser.parse_args(arguments)
+    for path in (asked.checkpoint / "config.json", asked.oracle):
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
     failed = 0
     for heading, command in commands(asked.checkpoint, asked.oracle, asked.vllm).items():
         started = time.perf_counter()
