@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -131,8 +134,6 @@ def test_a_run_goes_on_on_another_machine_and_is_read_there(tmp_path: Path, stor
         assert "2 for 2 instances" in dry.stderr + dry.stdout, dry.stderr
         done = second.infer("dataset.limit=6", f"output_dir={RUN}")
         assert (done.returncode, len(server.log.asked())) == (0, 6), done.stderr
-        again = first.infer("dataset.limit=6", f"output_dir={RUN}")
-        assert (again.returncode, len(server.log.asked())) == (0, 6), again.stderr
         assert len(records_in_store(store.folder)) == 6
 
     reader = Machine(tmp_path / "reader", store.url)
@@ -247,6 +248,49 @@ def test_a_sweep_in_the_store(tmp_path: Path, store: ObjectStore) -> None:
     assert "sweeps/temperatures/comparison.html" in keys_of(store.folder)
     alone = second.infer("decoding=sample", "decoding.temperature=0.2", f"output_dir={runs[0]}")
     assert (alone.returncode, f"is a part of {sweep}" in alone.stderr) == (2, True)
+
+
+def answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Waits until a server answers."""
+    for _ in range(1200):
+        assert process.poll() is None
+        try:
+            urllib.request.urlopen(url, timeout=10).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+@pytest.mark.full
+def test_runs_on_the_server_of_moto(tmp_path: Path) -> None:
+    """An independent implementation of the protocol."""
+    if importlib.util.find_spec("moto") is None:  # importing it warns
+        pytest.skip("needs moto[s3], flask and flask-cors")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        with ApiServer() as server:
+            first = Machine(tmp_path / "first", url, server)
+            second = Machine(tmp_path / "second", url, server)
+            answers(url, process)
+            data = write_instances(tmp_path / "instances.jsonl", 5).read_bytes()
+            for path, content in (("bucket", b""), ("bucket/instances.jsonl", data)):
+                kind = {"Content-Type": "application/octet-stream"}
+                request = urllib.request.Request(f"{url}/{path}", content, kind, method="PUT")
+                urllib.request.urlopen(request, timeout=60).close()
+            for machine, limit in ((first, 3), (second, 5), (first, 5)):
+                done = machine.infer(f"dataset.limit={limit}", f"output_dir={RUN}")
+                assert (done.returncode, done.stdout) == (0, f"{RUN}\n"), done.stderr
+            assert len(server.log.asked()) == 5
+        sweep = second.command("swe_infer.compare", "s3://bucket/runs")
+        assert sweep.returncode == 0, sweep.stderr
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
