@@ -48,6 +48,11 @@ class _CachedPackages(ImportlibResourcesConfigSource):
         return _load(self, folder, config_path, super().load_config)
 
 
+# The processes of launchers import these classes, and register Hydra's, which must have the same names.
+_CachedFiles.__name__ = FileConfigSource.__name__
+_CachedPackages.__name__ = ImportlibResourcesConfigSource.__name__
+
+
 def _load(source: ConfigSource, folder: Path, name: str, load: Callable[[str], ConfigResult]) -> ConfigResult:
     """The configuration of a file.
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from swe_infer.cli.composer import composer
+from swe_infer.cli.config_files import cache_config_files
 from swe_infer.conf_files import ROOT, conf_dir, file_of, groups
 from tests.support.steps import calls_of
 
@@ -68,3 +73,14 @@ def test_libyaml_gives_what_omegaconf_reads(every: bool) -> None:
             assert result.config == expected
             assert OmegaConf.to_yaml(result.config) == OmegaConf.to_yaml(expected)
             assert result.header["package"] == ("_global_" if "@package _global_" in file.read_text() else None)
+
+
+def test_processes_of_launchers_accept_the_state_of_hydra() -> None:
+    cache_config_files()
+    code = (
+        "import pickle, sys; from hydra.core.singleton import Singleton;"
+        "Singleton.set_state(pickle.load(sys.stdin.buffer))"
+    )
+    state = cloudpickle.dumps(Singleton.get_state())
+    done = subprocess.run([sys.executable, "-c", code], input=state, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
