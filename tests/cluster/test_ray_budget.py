@@ -52,7 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cluster that ``RAY_ADDRESS`` names. Returns the folder with the files of the budgets."""
     before = dict(os.environ)
     state = tmp_path_factory.mktemp("state")
-    os.environ["XDG_STATE_HOME"] = str(state)
+    os.environ |= {"XDG_STATE_HOME": str(state), "OPENAI_API_KEY": "sk-test"}
     with TwoNodes(jobs=2) as nodes:
         os.environ["RAY_ADDRESS"] = nodes.address
         yield state / "swe_infer" / "budgets"
@@ -101,23 +101,25 @@ def test_workers_keep_one_cap_while_the_actor_is_killed(cluster: Path) -> None:
 @pytest.mark.full
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
-def test_runs_keep_one_cap_and_one_rate_through_the_cluster(cluster: Path, tmp_path: Path) -> None:
+def test_a_run_and_a_sweep_keep_one_cap_and_one_rate_through_the_cluster(cluster: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra ray is not installed")
     cap = Decimal("0.03")
+    launcher = ("hydra/launcher=ray", "hydra.launcher.ray.init.address=auto", "shard.count=2", "shard.index=0,1")
     with ApiServer(latency_s=0.05) as server:
         data = write_instances(tmp_path / "instances.jsonl", 60)
         started = [
             commands.start(
                 "swe_infer", "tracker=none", "model=gpt-4o", "dataset=jsonl", f"dataset.path={data}",
                 f"provider.base_url={server.openai_url}", "decoding.max_new_tokens=64", f"budget.sweep_max_usd={cap}",
-                "budget.ledger=ray://runs", "runner.limits.shared=ray://key", f"output_dir={tmp_path / name}",
-                cwd=tmp_path, env={**os.environ, "OPENAI_API_KEY": "sk-test"},
+                "budget.ledger=ray://runs", "runner.limits.shared=ray://key", *arguments,
+                cwd=tmp_path, env=os.environ,
             )
-            for name in ("first", "second")
+            for arguments in ((), ("-m", *launcher))
         ]  # fmt: skip
         for run in started:
             output, errors = run.communicate(timeout=300)
             assert run.returncode == 3, errors
-            assert "ray" not in output.lower().replace("ray://", ""), "Ray prints nothing on standard output"
+            assert all(line.startswith("outputs/") for line in output.splitlines()), "Ray prints nothing here"
         assert cap / 2 < server.log.cost_usd() <= cap
     assert {"runs.ledger.sqlite", "key.limits.sqlite"} <= {path.name for path in cluster.iterdir()}
 
