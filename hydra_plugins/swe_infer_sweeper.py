@@ -6,9 +6,8 @@ Hydra instantiates only sweepers of the namespace package ``hydra_plugins``, to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -31,14 +30,11 @@ class PointSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra calls this once, before :meth:`sweep`."""
-        from swe_infer.cli.sweep_planner import PlannedJobs, is_parallel
+        from swe_infer.cli.config_loader import CachedLoader
 
-        self._loader = hydra_context.config_loader
-        self._planned = PlannedJobs(self._loader)
+        self._loader = CachedLoader(hydra_context.config_loader.get_search_path())
         self._config = config
-        if not is_parallel(config):  # the jobs run in this process
-            loader = cast(ConfigLoader, self._planned)
-            hydra_context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
+        hydra_context = HydraContext(config_loader=self._loader, callbacks=hydra_context.callbacks)
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -55,10 +51,8 @@ class PointSweeper(Sweeper):
 
         parser = OverridesParser.create(config_loader=self._loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
-        jobs = sweep_jobs(
-            overrides, self._config.sweep.points, JobComposer(cast(ConfigLoader, self._planned), self._config)
-        )
-        announce_sweep(self._config, jobs, lambda job: self._planned.load_sweep_config(self._config, list(job)))
+        jobs = sweep_jobs(overrides, self._config.sweep.points, JobComposer(self._loader, self._config))
+        announce_sweep(self._config, jobs, lambda job: self._loader.load_sweep_config(self._config, list(job)))
         size = self._max_batch_size or max(1, len(jobs))
         returned = []
         for start in range(0, len(jobs), size):

@@ -23,6 +23,8 @@ from tests.support import commands
 from tests.support.selection import forbid_processes, is_slow, late_imports
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "openai", "anthropic", "wandb", "ray"}
+NEED_TORCH = {"llama", "sample"}
+"""Folders whose tests import torch and transformers. They come first, so that one worker of pytest-xdist runs most."""
 HEAVY_IMPORTS = pytest.StashKey[list[str]]()
 LATE_IMPORTS_MADE = pytest.StashKey[set[str]]()
 
@@ -75,6 +77,7 @@ def pytest_make_collect_report(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name not in NEED_TORCH)
     if config.getoption("fast"):
         left_out = [item for item in items if not isinstance(item, pytest.Function) or is_slow(item)]
         items[:] = [item for item in items if item not in left_out]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from swe_infer.cli.extras import prepare_hydra
+from swe_infer.cli.config_loader import initialized_hydra
 from swe_infer.cli.quoting import quote
 from swe_infer.conf_files import conf_dir, keys_set_by, node_of, options_of
 
@@ -89,8 +89,7 @@ class JobComposer(Composer):
 @contextmanager
 def composer(config_dir: Path | None) -> Iterator[Composer]:
     """A composer outside of Hydra's own entry point."""
-    prepare_hydra()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialized_hydra():
         yield Composer(config_dir)
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,34 @@ from yaml.resolver import Resolver
 
 from swe_infer.conf_files import conf_dir
 
-_CACHE: dict[tuple[str, str, str], tuple[tuple[int, ...], bytes]] = {}
+Version = tuple[int, ...] | None
+"""What changes with a file; None: the file does not exist."""
+
+_CACHE: dict[tuple[str, str, str], tuple[Version, bytes]] = {}
 """By provider, search path and file: the version of the file, and its pickled result, which Hydra may change."""
+
+
+_RECORDED: dict[str, Version] | None = None
+
+
+def version_of(file: str) -> Version:
+    """The version of a file."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+@contextmanager
+def recording() -> Iterator[Mapping[str, Version]]:
+    """Yields the files that Hydra reads within the block, and their versions."""
+    global _RECORDED
+    before, _RECORDED = _RECORDED, {}
+    try:
+        yield _RECORDED
+    finally:
+        _RECORDED = before
 
 
 def cache_config_files() -> None:
@@ -62,11 +89,11 @@ def _load(source: ConfigSource, folder: Path, name: str, load: Callable[[str], C
         load: Hydra's way, whose errors are the user's.
     """
     file = os.path.realpath(folder / source._normalize_file_name(name))
-    try:
-        status = os.stat(file)
-    except OSError:
+    version = version_of(file)
+    if _RECORDED is not None:
+        _RECORDED[file] = version
+    if version is None:
         return load(name)
-    version = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
     key = (source.provider, source.full_path(), file)
     if key in _CACHE and _CACHE[key][0] == version:
         result: ConfigResult = pickle.loads(_CACHE[key][1])

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.cli.arguments import hydra_arguments, mirror_of_sweep, sweep_directory
 from swe_infer.cli.command_line import remember_arguments
+from swe_infer.cli.config_loader import initialized_hydra
 from swe_infer.cli.extras import prepare_hydra
 from swe_infer.cli.hydra_errors import one_line
 from swe_infer.cli.quoting import quote
@@ -60,7 +61,8 @@ def main() -> NoReturn:
             task(cfg)
         else:
             with mirror_of_sweep(sys.argv[1:]) or nullcontext():
-                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+                if not _run_sweep(sys.argv[1:], task):
+                    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except SweInferError as error:  # of the command line, or of a sweep before its first job
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         sys.exit(error.exit_status)
@@ -85,7 +87,7 @@ def _compose_single_run(arguments: Sequence[str]) -> DictConfig | None:
     """
     if any(argument.startswith(("-", "hydra")) for argument in arguments):
         return None
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialized_hydra():
         composed = hydra.compose("config", list(arguments), return_hydra_config=True)
     node = composed.hydra
     job = node.job
@@ -98,6 +100,21 @@ def _compose_single_run(arguments: Sequence[str]) -> DictConfig | None:
     if needs_hydra:
         return None
     return _without_hydra_node(composed)
+
+
+def _run_sweep(arguments: Sequence[str], task: HydraTask) -> bool:
+    """Runs a sweep; returns False if the arguments need Hydra's own entry point, which composes without a cache."""
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if flags not in (["-m"], ["--multirun"]):
+        return False
+    overrides = [argument for argument in arguments if argument not in flags]
+    with initialized_hydra():
+        application: Any = GlobalHydra.instance().hydra
+        mode = application.get_mode("config", overrides)
+        if mode == RunMode.RUN:
+            return False
+        application.multirun("config", task, [*overrides, *([] if mode else ["hydra.mode=MULTIRUN"])])
+    return True
 
 
 def _without_hydra_node(composed: DictConfig) -> DictConfig:
@@ -132,11 +149,10 @@ def composed_run(overrides: Sequence[str], config_dir: Path | None = None) -> It
         outer = application.hydra, job.cfg
         application.clear()
         try:
-            prepare_hydra()
             arguments = hydra_arguments(overrides, config_dir)
             if config_dir is not None:
                 arguments.append(f"hydra.searchpath=[{quote(f'file://{config_dir.absolute()}')}]")
-            with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            with initialized_hydra():
                 composed = hydra.compose("config", arguments, return_hydra_config=True)
             yield _without_hydra_node(composed)
         except (HydraException, OmegaConfBaseException) as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,17 +16,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.cli.choices import raw_overrides
 from swe_infer.cli.run_session import PreparedRun
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_plan import PlannedPoint, SweepPlan
-from swe_infer.cli.sweeper import is_assignment
 from swe_infer.data.base import RowsView
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTS
@@ -47,72 +43,6 @@ Compose = Callable[[Sequence[str]], DictConfig]
 
 _MOST_CHARACTERS = 1 << 28
 """Characters of prompts that are cached for each dataset."""
-
-
-class PlannedJobs:
-    """Hydra's config loader. Jobs that differ in values alone, not in options, are composed once: composing takes a
-    tenth of a second."""
-
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-        self._parser = OverridesParser.create()
-        self._composed: dict[tuple[str, ...], bytes] = {}
-        """Pickled configurations: unpickling is several times as fast as copying."""
-
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Called by launchers. See ``hydra.core.config_loader.ConfigLoader``.
-
-        Args:
-            master_config: the composed configuration of the sweep, with the node ``hydra``.
-        """
-        overrides = list(sweep_overrides)
-        parsed = self._parser.parse_overrides(overrides)
-        scalars = [one for one in parsed if _sets_scalar(one)]
-        options = [text for one, text in zip(parsed, overrides, strict=True) if not _sets_scalar(one)]
-        if not any(is_assignment(text) or text.startswith("~") for text in options):
-            try:
-                composed = _with_values(self._compose(tuple(options), master_config, options), scalars)
-            except OmegaConfBaseException:  # reported as Hydra does
-                composed = self._loader.load_sweep_config(master_config, overrides)
-        else:
-            same = tuple(one.key_or_group if _sets_scalar(one) else one.input_line or "" for one in parsed)
-            composed = _with_values(self._compose(same, master_config, overrides), scalars)
-        with flag_override(composed.hydra, ["readonly", "struct"], False):
-            composed.hydra.overrides.task = overrides
-            composed.hydra.job.override_dirname = _override_dirname(composed.hydra, parsed)
-        return composed
-
-    def _compose(self, key: tuple[str, ...], master_config: DictConfig, overrides: list[str]) -> DictConfig:
-        """Composes a job's configuration, once for each key."""
-        if key not in self._composed:
-            self._composed[key] = pickle.dumps(self._loader.load_sweep_config(master_config, overrides))
-        composed: DictConfig = pickle.loads(self._composed[key])
-        return composed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-
-def _with_values(composed: DictConfig, scalars: Sequence[Override]) -> DictConfig:
-    for override in scalars:
-        OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
-    return composed
-
-
-def _sets_scalar(override: Override) -> bool:
-    """Whether an override sets a key to a number, a boolean, null or a text without interpolation."""
-    if not is_assignment(override.input_line or "") or (override.input_line or "")[:1] == "+":
-        return False
-    value: Any = override.value()
-    text = value.text if isinstance(value, QuotedString) else value
-    return text is None or isinstance(text, int | float) or (isinstance(text, str) and "$" not in text)
-
-
-def _override_dirname(hydra: DictConfig, overrides: Sequence[Override]) -> str:
-    """``hydra.job.override_dirname``, as Hydra derives it from the overrides."""
-    options = hydra.job.config.override_dirname
-    lines = [one.input_line or "" for one in overrides if one.key_or_group not in options.exclude_keys]
-    return str(options.item_sep).join(sorted(lines)).replace("=", str(options.kv_sep))
 
 
 def announce_sweep(config: DictConfig, jobs: Sequence[Sequence[str]], compose: Compose, label: str = "sweep") -> None:

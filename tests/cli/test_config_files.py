@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,17 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from swe_infer.cli.composer import composer
 from swe_infer.cli.config_files import cache_config_files
+from swe_infer.cli.config_loader import CachedLoader
 from swe_infer.conf_files import ROOT, conf_dir, file_of, groups
 from tests.support.steps import calls_of
 
@@ -58,6 +63,30 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         temperature()
     option.write_text("defaults: [greedy]\ntemperature: 0.6\n")
     assert temperature() == 0.6
+
+
+@pytest.mark.parametrize("mode", list(RunMode))
+def test_the_cached_loader_gives_what_hydra_composes(mode: RunMode, tmp_path: Path) -> None:
+    shutil.copytree(conf_dir(), conf := tmp_path / "conf")
+    path = create_config_search_path(str(conf))
+    swept = ["decoding.top_p=0.1,0.2", "decoding=greedy,sample"]
+    with composer(None):
+        cached, hydra = CachedLoader(path), ConfigLoaderImpl(path)
+        for overrides in (
+            ["model=gpt-4o", "tracker=none", "decoding.stop=[a]", "decoding.stop=[b]"],
+            ["decoding.seed=1", "tracker=none", "model=gpt-4o", "hydra.job.name=x", "+runner.extra={a: 1}"],
+            ["hydra/launcher=joblib", "model=gpt-4o", *(swept if mode == RunMode.MULTIRUN else [])],
+            ["hydra.job.env_copy=[HOME]", "hydra.verbose=true", "decoding.n=${decoding.seed}"],
+        ):
+            for _ in range(2):
+                given, expected = (one.load_configuration("config", overrides, mode) for one in (cached, hydra))
+                assert OmegaConf.to_yaml(given) == OmegaConf.to_yaml(expected)
+        if mode == RunMode.RUN:
+            with pytest.raises(HydraException, match="sweep"):
+                cached.load_configuration("config", ["model=gpt-4o", *swept], mode)
+        tracker = conf / "tracker" / "none.yaml"
+        tracker.write_text(tracker.read_text() + "added: 1\n")
+        assert cached.load_configuration("config", ["model=gpt-4o", "tracker=none"], mode).tracker.added == 1
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.full)])

@@ -299,6 +299,7 @@ def checked(name: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 def test_kernels_for_arm_agree_with_their_definitions(tmp_path: Path) -> None:
     """In an emulator."""
     checked("neon", tmp_path)

@@ -78,8 +78,11 @@ def arguments(rows: Path, server: ApiServer, directory: Path | str, *more: str) 
     ]  # fmt: skip
 
 
-def run(*arguments: str, cwd: Path, sweep: bool = False) -> subprocess.CompletedProcess[str]:
-    return commands.run("swe_infer", *(["-m"] if sweep else []), *arguments, cwd=cwd, env=ENVIRONMENT)
+def run(
+    *arguments: str, cwd: Path, sweep: bool = False, packages: tuple[str, ...] = commands.PACKAGES
+) -> subprocess.CompletedProcess[str]:
+    flags = ["-m"] if sweep else []
+    return commands.run("swe_infer", *flags, *arguments, cwd=cwd, env=ENVIRONMENT, packages=packages)
 
 
 def summary(directory: Path) -> dict[str, Any]:
@@ -304,8 +307,9 @@ def test_an_instance_without_its_repository_is_skipped_until_it_is_available(tmp
 def test_a_local_base_model_without_a_usable_choice_is_shown_the_readmes(tmp_path: Path) -> None:
     command = ["context=llm", "prompt=style2", "dataset.limit=2", "dataset.run_tests=false", "tracker=none"]
     result = run(
-        *command, "decoding.max_new_tokens=16,24", f"output_dir={tmp_path / 'sweep'}", cwd=tmp_path, sweep=True
-    )
+        *command, "decoding.max_new_tokens=16,24", f"output_dir={tmp_path / 'sweep'}",
+        cwd=tmp_path, sweep=True, packages=commands.LOCAL,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     for path in (tmp_path / "sweep").glob("*/summary.json"):
         found = summary(path.parent)

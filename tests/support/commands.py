@@ -49,6 +49,15 @@ PACKAGES = (
 """What commands import; an extra may be missing. What these read from the environment meanwhile, no test changes."""
 LOCAL = (*COMMON, "tokenizers", "torch")
 """For runs of the local engine. OMP_NUM_THREADS, which torch and numpy read at once, is 1."""
+COMPOSED = (
+    "", "tracker=none", "model=gpt-4o", "model=gpt-4o tracker=none", "dataset=jsonl tracker=none",
+    "dataset=jsonl model=gpt-4o", "dataset=jsonl model=gpt-4o tracker=none",
+    "dataset=jsonl model=claude-sonnet-4-5 tracker=none",
+    "context=oracle dataset=jsonl model=gpt-4o prompt=style3",
+    "context=llm dataset=jsonl model=gpt-4o prompt=style3 tracker=none",
+    "feedback=apply_error model=gpt-4o tracker=none", "dataset=jsonl hydra/sweeper=optuna model=gpt-4o tracker=none",
+)  # fmt: skip
+"""Choices of options that many commands share; the server composes them once for all."""
 SHARED = "SWE_INFER_TESTS_COMMANDS"
 """Names the folder of the sockets that the workers of a test session share."""
 _MESSAGE = 1 << 20
@@ -248,19 +257,22 @@ def _our_modules() -> list[str]:
 def _fill_caches() -> None:
     """Fill what each process would fill again: the tables of Hydra's and OmegaConf's parsers, which take longer than
     the parsing, the files of ``conf/`` and the parameters of the classes that they name."""
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from swe_infer import conf_files, config, presets
-    from swe_infer.cli.extras import prepare_hydra
+    from swe_infer import config, presets
+    from swe_infer.cli.config_loader import initialized_hydra
 
-    prepare_hydra()
-    with initialize_config_dir(str(conf_files.conf_dir()), version_base="1.3"):
+    with initialized_hydra() as loader:
         for choice in ("model=gpt-4o", "model=claude-sonnet-4-5", "model=tiny"):
             cfg = compose("config", [choice])
             config.build(cfg)
             config.run_name(config.resolved(cfg), "model", "data")
+        for choices in COMPOSED:
+            for mode in RunMode:
+                loader.load_configuration("config", choices.split(), mode)
     presets.presets()
     OverridesParser.create().parse_overrides(
         ["a=b", "a.b=1", "+a=[1,'2']", "a@b.c={d:1.0}", "~a", "a=1,2", "a=${b:c}"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from swe_infer.cli.extras import prepare_hydra
+from swe_infer.cli.config_loader import initialized_hydra
 from swe_infer.conf_files import conf_dir, file_of, groups, node_of, overridden_by
 
 __all__ = ["CONF", "OPTIONS", "composed", "composed_by_hydra", "option_composed"]
@@ -60,8 +60,7 @@ def composed(*overrides: str) -> DictConfig:
         values = OverridesParser.create().parse_overrides([each for each in overrides if each not in choices])
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         return cfg
-    prepare_hydra()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialized_hydra():
         return compose("config", list(overrides))
 
 

@@ -34,8 +34,8 @@ class Sweep:
             cwd=self.directory, env=self.environment, start_new_session=True,
         )  # fmt: skip
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, packages: tuple[str, ...] = commands.PACKAGES) -> subprocess.CompletedProcess[str]:
         return commands.run(
             "swe_infer", "-m", *self.base, *arguments,
-            cwd=self.directory, env=self.environment, start_new_session=True,
+            cwd=self.directory, env=self.environment, start_new_session=True, packages=packages,
         )  # fmt: skip

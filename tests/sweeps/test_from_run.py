@@ -63,7 +63,7 @@ def test_a_run_starts_from_another_and_sweeps_and_other_models_do(tmp_path: Path
         assert asked == {0.5: 2, 0.9: 2}, "no answer of the recorded run is requested again"
 
         mixed = ("from=first", "model=gpt-4.1,tiny", "dataset.limit=1")
-        both = commands.run("swe_infer", "-m", *mixed, cwd=tmp_path, env=sweep.environment)
+        both = commands.run("swe_infer", "-m", *mixed, cwd=tmp_path, env=sweep.environment, packages=commands.LOCAL)
         assert both.returncode == 0, both.stderr
         api, local = (config_of(tmp_path / line) for line in both.stdout.splitlines()[:2])
         assert api["provider"] == config["provider"]

@@ -89,6 +89,7 @@ def test_a_shard_with_a_failed_instance_is_not_merged_before_the_same_command_ha
         assert len(server.log.asked()) == 8
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_the_running_jobs_and_starts_no_other(launcher: str, tmp_path: Path) -> None:
     """submitit's processes are in other process groups, so the sweep forwards a terminal's Ctrl-C."""
     points = 2 if "submitit" in launcher else 3  # joblib starts one per core, submitit all

@@ -11,14 +11,16 @@ from typing import ClassVar, cast
 
 import pytest
 from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from swe_infer.cli.composer import composer
+from swe_infer.cli.config_loader import CachedLoader
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_plan import SweepPlan
-from swe_infer.cli.sweep_planner import PlannedJobs, _Planner
+from swe_infer.cli.sweep_planner import _Planner
 from swe_infer.cli.sweep_position import short_overrides
 from swe_infer.data.base import RowsView
 from swe_infer.data.jsonl import JsonlDataset, JsonlRows
@@ -156,12 +158,12 @@ def test_what_differs_is_shown_by_the_last_part_of_a_key() -> None:
 COUNT = """
 import atexit, runpy, sys
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-original, count = ConfigLoaderImpl.load_sweep_config, 0
-def counted(*arguments):
+original, count = ConfigLoaderImpl.load_configuration, 0
+def counted(*arguments, **named):
     global count
     count += 1
-    return original(*arguments)
-ConfigLoaderImpl.load_sweep_config = counted
+    return original(*arguments, **named)
+ConfigLoaderImpl.load_configuration = counted
 atexit.register(lambda: print("composed", count))
 runpy.run_module("swe_infer", run_name="__main__", alter_sys=True)
 """
@@ -171,19 +173,22 @@ def test_the_launch_of_a_job_does_not_compose_it_again(tmp_path: Path) -> None:
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, count=1)
         done = commands.run(
-            "-c", COUNT, "-m", *sweep.base, "decoding.temperature=0.1,0.2,0.3", cwd=tmp_path, env=sweep.environment
-        )
+            "-c", COUNT, "-m", *sweep.base, "decoding=sample", "decoding.seed=1", "decoding.temperature=0.1,0.2,0.3",
+            cwd=tmp_path, env=sweep.environment,
+        )  # fmt: skip
         asked = {exchange.body["temperature"] for exchange in server.log.asked()}
     assert done.returncode == 0, done.stderr
     assert asked == {0.1, 0.2, 0.3}
-    assert done.stdout.splitlines()[-1] == "composed 1", "one for the check of all jobs and for their launch"
+    assert done.stdout.splitlines()[-1] == "composed 2", "one for the sweep, and one for its jobs"
 
 
-def test_planned_jobs_are_those_that_hydra_composes() -> None:
+def test_jobs_are_composed_as_hydra_does() -> None:
     with composer(None):
-        sweep = compose("config", ["model=gpt-4o", "hydra.job.name=mine"], return_hydra_config=True)
-        loader = GlobalHydra.instance().config_loader()
-        planned = PlannedJobs(loader)
+        sweep = compose(
+            "config", ["model=gpt-4o", "hydra.job.name=mine", "hydra.sweep.dir=sweep"], return_hydra_config=True
+        )
+        loader = ConfigLoaderImpl(GlobalHydra.instance().config_loader().get_search_path())
+        cached = CachedLoader(loader.get_search_path())
         for job in (
             ["model=gpt-4o"],
             ["model=gpt-4o", "decoding.temperature=0.1", "decoding.seed=null"],
@@ -208,7 +213,7 @@ def test_planned_jobs_are_those_that_hydra_composes() -> None:
             except HydraException as error:
                 expected = str(error)
             try:
-                got: object = planned.load_sweep_config(sweep, job)
+                got: object = cached.load_sweep_config(sweep, job)
             except HydraException as error:
                 got = str(error)
             assert got == expected, job

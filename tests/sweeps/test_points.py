@@ -14,6 +14,7 @@ from swe_infer.cli.arguments import hydra_arguments
 from swe_infer.cli.composer import Composed, Composer, composer
 from swe_infer.cli.sweeper import sweep_jobs
 from swe_infer.errors import ConfigError
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.sweeps.command import Sweep
 
@@ -29,7 +30,7 @@ def test_a_key_applies_to_the_options_that_have_it_in_either_order(tmp_path: Pat
         sweep = Sweep(server, tmp_path, count=2)
         key = "provider.max_concurrency=7,9"
         sweep.base = ["tracker=none", key, f"provider.base_url={server.openai_url}", "dataset.limit=1"]
-        mixed = sweep.run("model=tiny,gpt-4o", "sweep=models")
+        mixed = sweep.run("model=tiny,gpt-4o", "sweep=models", packages=commands.LOCAL)
         assert mixed.returncode == 0, mixed.stderr
         found = [[item for item in job if "concurrency" in item] for job in jobs(tmp_path, "models")]
         assert found == [[], ["provider.max_concurrency=7"], ["provider.max_concurrency=9"]]
@@ -130,7 +131,7 @@ def test_the_points_of_a_file_are_multiplied_with_the_swept_values_and_named(tmp
         assert estimate.returncode == 0, estimate.stderr
         assert "all 6 points" in estimate.stdout
         assert server.log.asked() == []
-        result = sweep.run(*arguments)
+        result = sweep.run(*arguments, packages=commands.LOCAL)
         assert result.returncode == 0, result.stderr
         asked = Counter(
             (e.body["model"], e.body["max_completion_tokens"], e.body["temperature"]) for e in server.log.asked()

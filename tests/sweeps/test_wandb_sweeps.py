@@ -143,8 +143,9 @@ def adapted(file: Path, target: Path, **parameters: Any) -> Path:
     return target
 
 
+@pytest.mark.parametrize("repeated", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_an_agents_runs_are_the_sweeps_share_its_cap_and_are_never_paid_twice(
-    server: FakeWandbServer, tmp_path: Path
+    repeated: bool, server: FakeWandbServer, tmp_path: Path
 ) -> None:
     wandb = Cli(server, tmp_path)
     data = write_instances(tmp_path / "instances.jsonl", 20, lines=200)
@@ -174,6 +175,8 @@ def test_an_agents_runs_are_the_sweeps_share_its_cap_and_are_never_paid_twice(
         assert Decimal("0.08") < bill <= Decimal("0.12")
         asked = len(vendor.log.asked())
 
+        if not repeated:
+            return
         second = swept(wandb, file, "--count", "1")
         (run_id,) = server.sweeps[second].assigned
         assert server.runs[run_id].summary["completed"] == 20, "a finished point reports to the new sweep"

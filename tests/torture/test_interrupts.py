@@ -80,13 +80,15 @@ def test_batches_continue_at_the_provider_and_the_same_command_collects_them(
     assert len(server.batches.submitted()) == 3
 
 
-def test_a_local_run_resumes_after_each_interrupt(server: ApiServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_a_local_run_resumes_after_each_interrupt(early: bool, server: ApiServer, tmp_path: Path) -> None:
     trial, findings = Trial(KINDS["local"], tmp_path / "local", server), Findings("local")
     records = trial.directory / "run" / "records.jsonl"
     with forked(commands.LOCAL):
-        trial.interrupt(findings, lambda process: wait_until(records.exists, process))
+        if early:
+            trial.interrupt(findings, lambda process: wait_until(records.exists, process))
         answered = trial.interrupt(
-            findings, lambda process: wait_until(lambda: bool(records.stat().st_size), process)
+            findings, lambda process: wait_until(lambda: records.exists() and bool(records.stat().st_size), process)
         )
         assert answered.output == "run\n"
         assert "resolved" not in answered.errors, "nothing is evaluated after an interrupt"
