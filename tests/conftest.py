@@ -24,7 +24,7 @@ from tests.support.selection import forbid_processes, is_slow, late_imports
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "openai", "anthropic", "wandb", "ray"}
 NEED_TORCH = {"llama", "sample"}
-"""Folders whose tests import torch and transformers. They come first, so that one worker of pytest-xdist runs most."""
+"""Folders whose tests import torch and transformers. They come first, so that one worker runs most of them."""
 HEAVY_IMPORTS = pytest.StashKey[list[str]]()
 LATE_IMPORTS_MADE = pytest.StashKey[set[str]]()
 
