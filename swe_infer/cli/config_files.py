@@ -125,7 +125,7 @@ def _parse(source: ConfigSource, file: str) -> ConfigResult | None:
 def _loader() -> Any:
     """OmegaConf's loader with libyaml's parser instead of PyYAML's; None if PyYAML was built without libyaml."""
     try:
-        from yaml.cyaml import CParser
+        from yaml._yaml import CParser
     except ImportError:
         return None
 

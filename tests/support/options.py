@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 
 import yaml
 from hydra import compose
@@ -75,7 +76,7 @@ def option_composed(group: str, option: str, *overrides: str) -> DictConfig:
     example = examples()[kind_of(group, option)]
     if overrides or option == example:
         return composed_by_hydra(group, option, *overrides)
-    cfg = composed_by_hydra(group, example).copy()
+    cfg: DictConfig = pickle.loads(_pickled(group, example))  # several times as fast as a copy
     nodes = {group: node_of(group, option)}
     nodes |= {other: node_of(other, selected) for other, selected in overridden_by(group, option).items()}
     for path, node in nodes.items():
@@ -84,6 +85,11 @@ def option_composed(group: str, option: str, *overrides: str) -> DictConfig:
         key, _, value = each.partition("=")
         OmegaConf.update(cfg, key, yaml.safe_load(value))
     return cfg
+
+
+@functools.cache
+def _pickled(group: str, option: str) -> bytes:
+    return pickle.dumps(composed_by_hydra(group, option))
 
 
 def composed_by_hydra(group: str, option: str, *overrides: str) -> DictConfig:
