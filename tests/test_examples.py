@@ -37,6 +37,7 @@ def example(script: str, *arguments: str, cwd: Path, **environment: str) -> subp
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_sweep_has_a_run_for_each_temperature(tmp_path: Path) -> None:
     result = example("sweep.sh", "dataset.limit=2", "dataset.run_tests=false", "tracker=none", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -178,11 +178,12 @@ def test_the_recorded_configuration_is_composed_again(tmp_path: Path) -> None:
         ["model=claude-instant-1", "model.pricing=null", "shard.index=1", "shard.count=3", "budget.max_usd=0.5"],
         ["model=mine", "decoding.temperature=0.7", "provider.timeout_s=5", "objective=[cost_usd,-wall_s]"],
     ):
-        with composer(own) as composing:
+        folder = own if "model=mine" in options else None
+        with composer(folder) as composing:
             plain = resolved(composing.compose([*hydra_arguments(options)]).cfg)
         (tmp_path / "config.yaml").write_text(as_yaml(plain))
-        started = hydra_arguments([f"from={tmp_path}"], own)
-        with composer(own) as composing:
+        started = hydra_arguments([f"from={tmp_path}"], folder)
+        with composer(folder) as composing:
             assert resolved(composing.compose(started).cfg) == {**plain, "from": str(tmp_path)}
     started = hydra_arguments([f"from={tmp_path}", "experiment=mini"], own)
     with composer(own) as composing:
