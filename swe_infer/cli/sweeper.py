@@ -3,8 +3,8 @@
 A key that only some options of a swept group have applies to the jobs with those options: in a sweep over
 ``model=tiny,gpt-4o``, ``provider.max_concurrency=8`` applies to ``gpt-4o``. A key that no job has is an error.
 
-Composing a configuration takes 0.1 s or more. To check the jobs, only the combinations of options are composed, and the
-keys of the other overrides are looked up in the result.
+Composing a configuration takes 0.1 s or more. To check the jobs, only the combinations of options are composed.
+The keys of the other overrides are looked up in the result.
 """
 
 from __future__ import annotations
