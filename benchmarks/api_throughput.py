@@ -8,8 +8,10 @@ Each side runs in a process of its own against a fresh server process, in turns.
 transport, ``same`` the SDK with the transport of ``ours``. ``ours`` is the whole command with its store (fsync),
 budget, response cache and offline W&B; ``chain`` is the runner alone, with budget and cache. Wall time counts from
 the first request's arrival at the server to the last answer's end, so that start-up does not blur it; start-up is
-shown apart. CPU and memory are those of the process and of what it started. A request's CPU is the difference to
-runs over a single prompt, which are shown beside it, since they are a matter of imports.
+shown apart. Like the SDK, ``ours`` and ``chain`` start with all requests at once: ``runner.limits.start``. By default
+they start with 8 and reach 128 after 0.85 s, by which a run is longer. CPU and memory are those of the process and of
+what it started. A request's CPU is the difference to runs over a single prompt, which are shown beside it, since they
+are a matter of imports.
 """
 
 from __future__ import annotations
@@ -159,6 +161,7 @@ def _ours(url: str, concurrency: int, prompts: Path, scratch: Path) -> list[str]
         *(sys.executable, "-m", "swe_infer", "model=gpt-4o", "provider=openai", f"provider.base_url={url}"),
         *("dataset=jsonl", f"dataset.path={prompts}", f"provider.max_concurrency={concurrency}"),
         *(f"decoding.max_new_tokens={OUTPUT_TOKENS}", "budget.max_usd=1000", "tracker.mode=offline"),
+        f"runner.limits.start={concurrency}",
         *(f"output_dir={scratch / 'run'}", f"runner.response_cache={scratch / 'cache'}"),
     ]
 
@@ -216,6 +219,7 @@ def _chain(rows: list[dict[str, str]], url: str, concurrency: int, scratch: Path
     import threading
     from decimal import Decimal
 
+    from swe_infer.api.limits import Limits
     from swe_infer.prompt_format import split_prompt
     from swe_infer.providers.openai_chat import OpenAIChat
     from swe_infer.runners.api import ApiRunner
@@ -229,6 +233,7 @@ def _chain(rows: list[dict[str, str]], url: str, concurrency: int, scratch: Path
         provider=provider,
         decoding=decoding,
         budget=budget,
+        limits=Limits(start=concurrency),
         response_cache=str(scratch / "cache"),
     )
     done = 0
