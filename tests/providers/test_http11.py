@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import ssl
 import subprocess
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from swe_infer.errors import RequestError
+from swe_infer.providers.bounds import WHOLE_BYTES
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
@@ -285,6 +289,66 @@ def test_an_encrypted_connection_is_used_for_several_requests(tmp_path: Path) ->
 
     asyncio.run(answers())
     assert connections == 1
+
+
+def test_later_answers_are_read_in_every_compression_and_up_to_the_same_bounds() -> None:
+    """Only the first request goes through the SDK and httpx."""
+
+    def body(text: str) -> bytes:
+        usage = {"prompt_tokens": 5, "completion_tokens": 5}
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return json.dumps({"choices": [choice], "usage": usage}).encode()
+
+    def packed(bits: int, content: bytes) -> bytes:
+        packer = zlib.compressobj(wbits=bits)
+        return packer.compress(content) + packer.flush()
+
+    long, bomb = "x" * (2 << 20), bytes(WHOLE_BYTES + 1)
+    gzip, deflate = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
+    sent: list[tuple[str, bytes, str | None]] = [
+        ("", body("first"), "first"),
+        ("", body("plain"), "plain"),
+        ("identity", body("same"), "same"),
+        ("gzip", packed(gzip, body("gzip")), "gzip"),
+        ("gzip", packed(gzip, body("more")) + b"beyond its end", "more"),
+        ("deflate", packed(deflate, body("deflate")), "deflate"),
+        ("deflate", packed(-deflate, body("raw")), "raw"),
+        ("", body(long), long),
+        ("gzip", packed(gzip, body(long)), long),
+        ("gzip", b"no gzip", None),
+        ("gzip", packed(gzip, bomb), None),
+        ("gzip, gzip", packed(gzip, packed(gzip, body("twice"))), None),
+        ("", bomb, None),
+    ]
+    found: list[str | None] = []
+    left = iter(sent)
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            encoding, content, _ = next(left)
+            field = f"content-encoding: {encoding}\r\n" if encoding else ""
+            head = (
+                f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{field}content-length: {len(content)}\r\n\r\n"
+            )
+            writer.write(head.encode() + content)
+            await writer.drain()
+
+    async def answers() -> None:
+        async with serving(handle) as url:
+            provider = OpenAIChat(base_url=f"{url}v1", api_key_env=None, pricing_id="free")
+            await provider.open()
+            for number in range(len(sent)):
+                request = Request(f"i-{number}", 0, Prompt(None, "Fix it."), Decoding())
+                try:
+                    answer = await provider.complete(request, ApiModel(name="gpt-4o"), timeout_s=60)
+                    found.append(answer.text)
+                except RequestError:
+                    found.append(None)
+            await provider.close()
+
+    asyncio.run(answers())
+    assert found == [text for _, _, text in sent]
 
 
 def test_the_sdk_prepares_one_request_of_many(server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
