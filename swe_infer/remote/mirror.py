@@ -110,10 +110,10 @@ class Mirror:
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             self._lock = stack.enter_context(self._local_lock())
             self._refuse_nested()
-            former = self._claim()
-            stack.callback(self._withdraw)
+            self._claim()
             self._renewer.start()
-            self._fetch(former)
+            stack.callback(self._withdraw)
+            self._fetch(read_manifest(self._store))  # after the claim, see manifest.py
             self._write_manifest(self._manifest)
             self._remove_former()
             self._thread.start()
@@ -176,8 +176,8 @@ class Mirror:
                 "choose another folder"
             )
 
-    def _claim(self) -> Manifest | None:
-        """Creates the next claim. Returns the state under the former one.
+    def _claim(self) -> None:
+        """Creates the next claim.
 
         Raises:
             StoreError: another process writes the folder.
@@ -190,7 +190,6 @@ class Mirror:
         created = self._store.create(claim_name(self._epoch), self._content)
         if not created or names_in(self._store).last > self._epoch:
             raise StoreError(f"{self._what}: another process has just started to write it; wait for it")
-        return read_manifest(self._store)
 
     def _refuse_owned(self, names: Names) -> None:
         """Raises StoreError if the owner of the last claim is alive, or may be."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.errors import ConfigError, StoreError, UploadIncomplete
+from swe_infer.errors import ConfigError, RemoteStoreError, StoreError, UploadIncomplete
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.remote.files import read_entry
 from swe_infer.remote.manifest import FileEntry, Manifest
@@ -348,6 +348,34 @@ def _two_owners(tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPa
     machine(monkeypatch, tmp_path / "a", store)
     with Mirror("s3://bucket/x", interval_s=1000) as back:
         assert (back.directory / "records.jsonl").read_text() == '{"b": 1}\n{"a": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"../escaped": {"size": 1, "modified_ns": 1, "tail": "", "content": "YQ=="}},
+        {"/tmp/escaped": {"size": 1, "modified_ns": 1, "tail": "", "content": "YQ=="}},
+        {".lock.owner": {"size": 1, "modified_ns": 1, "tail": "", "content": "YQ=="}},
+        {"a/../../b": {"size": 1, "modified_ns": 1, "tail": "", "content": "YQ=="}},
+        {"records.jsonl": {"size": 9, "modified_ns": 1, "tail": "", "content": "YQ=="}},
+        {"records.jsonl": {"size": 1, "modified_ns": 1, "tail": "", "parts": [["../../secret", 1]]}},
+        {"records.jsonl": []},
+        7,
+    ],
+)
+def test_a_manifest_of_a_stranger_names_no_other_file(
+    change: object, tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path / "a", store)
+    raw = {"format": 1, "writer": "x", "released": True, "running": [], "published": {}, "files": change}
+    key = "x%2F.swe_infer%2Fmanifest-00000001.json"
+    (store.folder / "bucket" / key).write_text(json.dumps(raw))
+    os.utime(store.folder / "bucket" / key, (0, 0))
+    for read in (lambda: readable_path("s3://bucket/x"), lambda: Mirror("s3://bucket/x").__enter__()):
+        with pytest.raises(RemoteStoreError, match="is invalid"):
+            read()
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert keys_of(store.folder).keys() == {"x/.swe_infer/manifest-00000001.json"}
 
 
 def test_a_file_that_grows_is_stored_and_fetched_in_few_pieces(
