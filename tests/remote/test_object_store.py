@@ -22,7 +22,9 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.remote.files import read_entry
 from swe_infer.remote.manifest import FileEntry, Manifest
 from swe_infer.remote.mirror import Mirror
-from swe_infer.remote.reading import readable_path
+from swe_infer.remote.paths import plain_path
+from swe_infer.remote.reading import dataset_path, readable_path
+from swe_infer.remote.writing import written_file
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -348,6 +350,41 @@ def _two_owners(tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPa
     machine(monkeypatch, tmp_path / "a", store)
     with Mirror("s3://bucket/x", interval_s=1000) as back:
         assert (back.directory / "records.jsonl").read_text() == '{"b": 1}\n{"a": 1}\n'
+
+
+def test_files_and_plain_folders(tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, tmp_path / "a", store)
+    with written_file("s3://bucket/data/one.jsonl", "--out") as path:
+        path.write_text("1")
+    with written_file("s3://bucket/data/two.jsonl", "--out") as path:
+        path.write_text("2")
+    with written_file("s3://bucket/data/one.jsonl", "--out") as path:
+        assert path.read_text() == "1"
+        path.write_text("one")
+    folder = dataset_path("s3://bucket/data", "dataset.path")
+    assert {path.name: path.read_text() for path in folder.glob("*.jsonl")} == {"one.jsonl": "one", "two.jsonl": "2"}
+    before = len([request for request in store.requests if request[0] == "GET" and request[1].endswith("jsonl")])
+    assert dataset_path("s3://bucket/data", "dataset.path") == folder
+    assert before == len([one for one in store.requests if one[0] == "GET" and one[1].endswith("jsonl")])
+    (store.folder / "bucket" / "data%2Ftwo.jsonl").unlink()
+    pattern = dataset_path("s3://bucket/data/*.jsonl", "dataset.path")
+    assert [path.read_text() for path in pattern.parent.glob(pattern.name)] == ["one"]
+    assert [path.name for path in dataset_path("s3://bucket/data", "dataset.path").glob("*.jsonl")] == ["one.jsonl"]
+    with pytest.raises(ConfigError, match=r"dataset\.path=s3://bucket/none: file not found"):
+        dataset_path("s3://bucket/none", "dataset.path")
+    assert plain_path(f"file://{tmp_path}") == tmp_path
+
+    # A run directory that was copied into the store is read as it is, and goes on from there.
+    bucket = store.folder / "bucket"
+    (bucket / "copied%2Frecords.jsonl").write_text('{"a": 1}\n')
+    (bucket / "copied%2Fsummary.json").write_text("{}")
+    assert (readable_path("s3://bucket/copied") / "records.jsonl").read_text() == '{"a": 1}\n'
+    with (
+        Mirror("s3://bucket/copied", interval_s=1000) as mirror,
+        (mirror.directory / "records.jsonl").open("a") as file,
+    ):
+        file.write('{"b": 1}\n{"torn')
+    assert (readable_path("s3://bucket/copied") / "records.jsonl").read_text() == '{"a": 1}\n{"b": 1}\n'
 
 
 @pytest.mark.parametrize(
