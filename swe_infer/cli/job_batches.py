@@ -20,6 +20,7 @@ from typing import Any
 
 from swe_infer.cli.run_session import PreparedRun, RunSession
 from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.errors import UploadIncomplete
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.runners.base import ProcessResources
 from swe_infer.runners.concurrent import run_concurrently
@@ -98,13 +99,17 @@ class JobBatcher:
             except Exception as error:  # noqa: BLE001 - a fault in our code fails these jobs and not the sweep
                 ends = [error] * len(jobs)
             for job, end in zip(jobs, ends, strict=True):
-                if isinstance(end, int):
-                    if len(jobs) > 1 and job.session.run.sweep is not None:  # the progress line named all of them
-                        print(clean(job.session.run.sweep.label), file=sys.stderr)
-                    job.session.print_summary()
-                    self._on_end(job.sweep, job.prepared.directory, end)
+                directory = job.prepared.directory if isinstance(end, int) else None
+                try:
+                    with job.session:
+                        if isinstance(end, int):
+                            if len(jobs) > 1 and job.session.run.sweep is not None:  # the progress line named all
+                                print(clean(job.session.run.sweep.label), file=sys.stderr)
+                            job.session.print_summary()
+                except UploadIncomplete as error:
+                    self._on_end(job.sweep, directory, error)
                 else:
-                    self._on_end(job.sweep, None, end)
+                    self._on_end(job.sweep, directory, end)
 
     def abandon(self) -> None:
         """Drops the queues: the sweep ended early."""
