@@ -42,12 +42,16 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def report_errors(work: Callable[[], object]) -> int:
-    """Calls ``work``, and prints its error as one line; returns the exit status, 0 without an error."""
+def report_errors(work: Callable[[], object], message_of: Callable[[SweInferError], str] = str) -> int:
+    """Calls ``work``, and prints its error as one line; returns the exit status, 0 without an error.
+
+    Args:
+        message_of: the message of an error.
+    """
     try:
         work()
     except SweInferError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
+        print(f"error: {clean(message_of(error))}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
         print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)

@@ -27,6 +27,7 @@ from swe_infer.errors import ConfigError, DataError
 from swe_infer.feedback.message import without_lone_surrogates
 from swe_infer.files import open_regular, replacing
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
+from swe_infer.remote.paths import message_of
 from swe_infer.remote.reading import readable_path
 from swe_infer.remote.writing import written_file
 from swe_infer.run_directory import layout
@@ -48,7 +49,7 @@ _MOST_REASONS = 10
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns 2 for invalid input, or if there is no row to write."""
     options = _parser().parse_args(arguments)
-    status = report_errors(lambda: _write(options))
+    status = report_errors(lambda: _write(options), message_of)
     if not status:
         print(options.out)
     return status

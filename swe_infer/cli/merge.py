@@ -22,6 +22,7 @@ from swe_infer.evaluate.evaluable import evaluated_figures
 from swe_infer.files import write_atomically
 from swe_infer.harnesses import benchmark_of
 from swe_infer.locks import locks_of
+from swe_infer.remote.paths import message_of
 from swe_infer.remote.reading import readable_path
 from swe_infer.remote.writing import written_folder
 from swe_infer.run_directory import layout
@@ -290,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with written_folder(options.out, "OUT_DIR") as out:
             merge(out, shards, trusted=options.wandb)
     except SweInferError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return error.exit_status
     print(options.out)
     return 0

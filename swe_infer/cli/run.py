@@ -36,7 +36,7 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.redaction import RedactingFormatter, without_credentials
-from swe_infer.remote.paths import displayed
+from swe_infer.remote.paths import displayed, message_of
 from swe_infer.run_directory.objective import Objective
 from swe_infer.runners.base import ProcessResources
 
@@ -64,7 +64,7 @@ def main() -> NoReturn:
                 if not _run_sweep(sys.argv[1:], task):
                     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except SweInferError as error:  # of the command line, or of a sweep before its first job
-        print(f"error: {without_credentials(str(error))}", file=sys.stderr)
+        print(f"error: {without_credentials(message_of(error))}", file=sys.stderr)
         sys.exit(error.exit_status)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
@@ -253,7 +253,7 @@ class HydraTask:
         try:
             directory, self.status = run_one(cfg, None, self.resources)
         except SweInferError as error:
-            print(f"error: {without_credentials(str(error))}", file=sys.stderr)
+            print(f"error: {without_credentials(message_of(error))}", file=sys.stderr)
             self.status = error.exit_status
             return
         if directory is not None:
@@ -301,7 +301,7 @@ class HydraTask:
         """
         status, values, line = (end, None, None) if isinstance(end, int) else (1, None, None)
         if isinstance(end, SweInferError):
-            line = without_credentials(str(end))
+            line = without_credentials(message_of(end))
             print(f"error: {line}", file=sys.stderr)
             status = end.exit_status
         elif isinstance(end, Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.remote.paths import displayed, plain_path
+from swe_infer.remote.paths import displayed, message_of, plain_path
 from swe_infer.remote.reading import mirrored_folders, readable_path
 from swe_infer.remote.store import is_remote
 from swe_infer.remote.writing import remove_mirrored, written_folder
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return work(options)
     except SweInferError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
+        print(f"error: {clean(message_of(error))}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -237,7 +237,7 @@ def _age(seconds: float) -> str:
 
 
 def _each(paths: Iterable[Path], work: Callable[[Path], object]) -> int:
-    return max((report_errors(partial(work, path)) for path in paths), default=0)
+    return max((report_errors(partial(work, path), message_of) for path in paths), default=0)
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.harness import official_name, other_harness
 from swe_infer.files import replacing
 from swe_infer.harnesses import benchmark_of
+from swe_infer.remote.paths import message_of
 from swe_infer.remote.reading import readable_path
 from swe_infer.remote.writing import written_file
 from swe_infer.run_directory import layout
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns 2 for invalid input."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    status = report_errors(lambda: _select(options))
+    status = report_errors(lambda: _select(options), message_of)
     if not status:
         print(options.out)
     return status

@@ -18,7 +18,7 @@ from swe_infer.compare.sources import find_sources, jobs_without_run
 from swe_infer.compare.table import as_latex, as_markdown
 from swe_infer.errors import SweInferError
 from swe_infer.files import replacing
-from swe_infer.remote.paths import displayed
+from swe_infer.remote.paths import displayed, message_of
 from swe_infer.remote.store import is_remote
 from swe_infer.run_directory import layout
 from swe_infer.text import clean
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _write(comparison, options)
         _print(comparison, options)
     except SweInferError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun, evaluated_figures, open_run, save_verdicts
-from swe_infer.remote.paths import displayed
+from swe_infer.remote.paths import displayed, message_of
 from swe_infer.remote.reading import dataset_path, readable_path
 from swe_infer.remote.store import is_remote
 from swe_infer.remote.writing import written_folder
@@ -50,7 +50,8 @@ def for_each_run(runs: Iterable[str], work: Callable[[Path], str], *, writes: bo
     Returns:
         The exit status: the highest of the errors, or 0.
     """
-    return max((report_errors(partial(_print_result, work, run, writes=writes)) for run in runs), default=0)
+    works = (partial(_print_result, work, run, writes=writes) for run in runs)
+    return max((report_errors(one, message_of) for one in works), default=0)
 
 
 def _print_result(work: Callable[[Path], str], run: str, *, writes: bool) -> None:

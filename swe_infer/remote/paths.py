@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from swe_infer.errors import ConfigError
+from swe_infer.errors import ConfigError, SweInferError, UploadIncomplete
 from swe_infer.remote.store import checked_url, is_remote, scheme_of, writable_url
 from swe_infer.resources import cache_home, expanded, state_home
 
@@ -72,6 +72,17 @@ def _local_path(home: Path, url: str, kind: str = "remote") -> Path:
     path = home / kind / digest / _UNSAFE.sub("-", name)
     _SHOWN[path] = _SHOWN[path.resolve()] = url
     return path
+
+
+def message_of(error: SweInferError) -> str:
+    """An error's message with URLs instead of the local paths of their copies. UploadIncomplete keeps the path, which
+    has what is not in the store."""
+    text = str(error)
+    if isinstance(error, UploadIncomplete):
+        return text
+    for folder, url in sorted(_SHOWN.items(), key=lambda item: -len(str(item[0]))):
+        text = text.replace(str(folder), url)
+    return text
 
 
 def displayed(path: Path) -> str:

@@ -141,6 +141,8 @@ def test_a_run_goes_on_on_another_machine_and_is_read_there(tmp_path: Path, stor
     reader = Machine(tmp_path / "reader", store.url)
     patched = reader.command("swe_infer.patches", RUN)
     assert patched.stdout.startswith(f"{RUN}: 0 of 6 patches changed"), patched.stderr
+    other = reader.command("swe_infer.merge", RUN, RUN)
+    assert f"{RUN}: is not the run of a shard" in other.stderr
     compared = reader.command("swe_infer.compare", "s3://bucket/runs", "--json", "out.json")
     assert compared.returncode == 0, compared.stderr
     before = len(store.requests)
