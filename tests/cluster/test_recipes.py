@@ -141,3 +141,23 @@ def test_a_ray_cluster_within_a_job_runs_engines(tmp_path: Path) -> None:
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     assert set(Counter(record["instance_id"] for record in records).values()) == {1}
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["completed"] == 4
+
+
+@pytest.mark.full
+@NO_SLURM
+def test_each_job_of_an_array_starts_a_vllm_over_the_gpus_of_its_node(tmp_path: Path) -> None:
+    program = tmp_path / "vllm"
+    program.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "support" / "vllm_stand_in.py").read_text())
+    program.chmod(0o755)
+    data = write_instances(tmp_path / "instances.jsonl", 6)
+    jobs = submit(
+        tmp_path, str(RECIPES / "slurm_vllm.sh"), "--array=0-1", *SMALL, "--", f"provider.executable={program}",
+        "model=llama", "model.path=some/checkpoint", "model.prompt_format=raw", "tracker=none", "dataset=jsonl",
+        f"dataset.path={data}", RUN="out", TENSOR_PARALLEL="4",
+        VLLM_STAND_IN="serves", VLLM_STAND_IN_NOTES=str(tmp_path),
+    )  # fmt: skip
+    logs = wait_for(jobs, tmp_path)
+    assert json.loads((tmp_path / "out" / "merged" / "summary.json").read_text())["completed"] == 6, logs
+    arguments = json.loads((tmp_path / "arguments.json").read_text())
+    assert arguments[arguments.index("--tensor-parallel-size") + 1] == "4"
+    assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == 6
