@@ -34,13 +34,14 @@ def connect_to_ray(key: str, address: str | None) -> None:
 
     if ray.is_initialized():
         return
-    stated = address if address not in (None, "auto") else os.environ.get("RAY_ADDRESS") or _last_on_this_machine()
+    found = os.environ.get("RAY_ADDRESS") or (_last_on_this_machine() if address == "auto" else None)
+    stated = found if address in (None, "auto") else address
     with _signal_handlers_kept():
         try:
             _check_reachable(stated)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = f"at {stated} " if stated else ""
+            where = f"at {found} " if stated == found is not None else ""
             raise ConfigError(f"{key}: no Ray cluster {where}({ray_error_line(error)})") from error
     # Ray reports lost actors on standard output, which has the run's result. No option prevents it.
     ray._private.worker._worker_logs_enabled = False

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated
 
 from swe_infer.errors import ConfigError
 from swe_infer.options import Option
+from swe_infer.ray_connection import connect_to_ray
 from swe_infer.types import LlamaModel
-
-_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,24 +40,9 @@ class RayCluster:
             raise ConfigError("runner=ray: needs an extra that is not installed; pip install 'swe_infer[ray]'")
 
     def connect(self) -> None:
-        """Connect this process, unless it is connected, for example inside a job of Ray's Hydra launcher.
-
-        Raises:
-            ConfigError: no cluster answers.
-        """
-        import ray
-
-        if ray.is_initialized():
-            return
-        named = self.address or os.environ.get("RAY_ADDRESS")
-        with _signal_handlers_kept():
-            try:
-                _check_reachable(named)
-                ray.init(
-                    address=self.address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False
-                )
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                raise ConfigError(f"runner.ray.address={named}: no Ray cluster ({summary_line(error)})") from error
+        """Connect this process. Raises ConfigError if no cluster responds."""
+        key = "runner.ray.address"
+        connect_to_ray(key if self.address is None else f"{key}={self.address}", self.address)
 
     def gpus_per_engine(self, model: LlamaModel) -> float:
         """:attr:`gpus`, or what suits the model and the cluster."""
@@ -79,36 +56,8 @@ class RayCluster:
         return sum(min(n, int(count / gpus) if gpus else 1) for n, count in zip(most, _of_nodes("GPU"), strict=True))
 
 
-def summary_line(error: BaseException) -> str:
-    """The most informative line of an error, which Ray wraps in tracebacks of other processes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    informative = [line for line in lines if "Error: " in line]
-    return (informative or lines or [type(error).__name__])[-1 if informative else 0][:300]
-
-
 def _of_nodes(resource: str) -> list[float]:
     """The amount of a resource on each node."""
     import ray
 
     return [node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]]
-
-
-def _check_reachable(address: str | None) -> None:
-    """Raises OSError if nothing listens at ``HOST:PORT``. Ray itself would retry for minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if colon and "/" not in host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-
-
-@contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Restore this process's signal handlers, which ``ray.init`` replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

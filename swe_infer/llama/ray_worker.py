@@ -18,10 +18,11 @@ from contextlib import suppress
 from typing import Any
 
 from swe_infer.errors import ConfigError
-from swe_infer.llama.cluster import RayCluster, summary_line
+from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.data_parallel import DataParallelEngine, Report, Worker, WorkerDied
 from swe_infer.llama.engine import EngineOptions
 from swe_infer.llama.process_worker import serve
+from swe_infer.ray_connection import ray_error_line
 from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class _Actors:
                     report = ray.get(next(worker.reports))
                 except (ray.exceptions.RayError, StopIteration) as error:
                     if worker.located or not isinstance(error, ray.exceptions.ActorUnavailableError):
-                        yield worker, WorkerDied(summary_line(error))
+                        yield worker, WorkerDied(ray_error_line(error))
                     else:  # Ray has not restarted it yet
                         worker.start()
                 else:
