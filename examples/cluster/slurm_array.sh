@@ -2,7 +2,7 @@
 # One run as an array of Slurm jobs: each has an engine of its own and answers one shard; a last job merges the shards.
 # On the login node, in a folder that the nodes share:
 #
-#   slurm_array.sh [OPTIONS OF SBATCH] -- model=llama model.path=/shared/MODEL dataset=swe_bench_lite
+#   slurm_array.sh [OPTIONS OF SBATCH --] model=llama model.path=/shared/MODEL dataset=swe_bench_lite
 #
 # RUN=DIR names the folder of the results. The same command resumes what is missing. See docs/scale.md.
 #
@@ -20,12 +20,13 @@ export RUN=${RUN:-outputs/slurm_array}
 
 if [[ -z ${SLURM_ARRAY_TASK_ID-} ]]; then # on the login node
   options=()
-  while [[ ${1-} == -?* ]]; do
-    option=$1
+  if [[ " $* " == *" -- "* ]]; then
+    while [[ $1 != -- ]]; do
+      options+=("$1")
+      shift
+    done
     shift
-    [[ $option != -- ]] || break
-    options+=("$option")
-  done
+  fi
   array=$(sbatch --parsable "${options[@]}" "$0" "$@")
   # shellcheck disable=SC2016 # expanded in the job
   merge=$(sbatch --parsable --job-name=swe-infer-merge --dependency="afterok:$array" --kill-on-invalid-dep=yes \
