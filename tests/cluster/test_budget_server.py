@@ -283,7 +283,7 @@ def test_a_token_that_is_short_or_that_no_header_can_contain_is_refused(
     "address",
     [
         "http://h:99999/a", "http://h:x/a", "http://[h/a", "ftp://h/a", "http://h:1", "http://h:1/a/b",
-        "http://u:secret@h/a", "http:///a", "http://h/.a",
+        "http://u:secret@h/a", "http:///a", "http://h/.a", "ray://h:10001", "ray://", "ray://u:secret@h",
     ],
 )  # fmt: skip
 def test_addresses_name_a_server_and_a_ledger(address: str) -> None:
