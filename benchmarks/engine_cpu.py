@@ -2,10 +2,15 @@
 
     python -m benchmarks.engine_cpu MODEL_DIR [--threads 2] [--rounds 5] [--dtype float32]
 
-The limits are measured in the same run: torch's product of 2,048 cubed in the same type, and a copy of 256 MB on
-large pages (bytes read and written). A prefill step runs 2,048 tokens of two prompts; a decode step runs one token of
-each sequence of 1,024. Prints one JSON line per step: medians of the rounds. ``parts`` are the compiled kernels
-alone, at the step's shapes and with each layer's own weights and keys, as shares of the step.
+The limits are measured in the same run: a product of 2,048 cubed in the same type, the faster of torch's and ours; a
+copy of 256 MB on large pages (bytes read and written); and reading 256 MB in a product with a vector. A prefill step
+runs 2,048 tokens of two prompts; a decode step runs one token of each sequence of 1,024. Prints one JSON line per
+step: medians of the rounds. ``parts`` are the compiled kernels alone, at the step's shapes and with each layer's own
+weights and keys, as shares of the step.
+
+``of_bandwidth`` compares with the copy. ``of_roof`` is the least time of the step as a share of the measured time:
+for products and attention each, the larger of the time for their bytes, at the faster of copy and reading, and the
+time for their operations.
 """
 
 from __future__ import annotations
@@ -16,9 +21,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from swe_infer.llama.config import read_config
 from swe_infer.llama.large_pages import zeros
@@ -43,13 +50,32 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def limits(rounds: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations and bytes per second."""
-    left, right = torch.randn(2, 2048, 2048).to(dtype).unbind(0)
-    source, target = zeros([2, 1 << 28], torch.uint8).unbind(0)
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the machine reaches: operations and bytes per second."""
+
+    rate: float
+    copy: float
+    read: float
+
+    def roof(self, nbytes: float, operations: float) -> float:
+        """The least seconds in which this work could run."""
+        return max(nbytes / max(self.copy, self.read), operations / self.rate)
+
+
+def limits(rounds: int, kernels: Kernels) -> Limits:
+    left, right = torch.randn(2, 2048, 2048).to(kernels.dtype).unbind(0)
+    packed = kernels.pack(right)
+    source, target = zeros([2, 1 << 26], torch.float32).unbind(0)
     source.fill_(1)
-    rate = 2 * 2048**3 / seconds(lambda: left @ right, 4 * rounds)
-    return rate, 2 * source.nbytes / seconds(lambda: target.copy_(source), 4 * rounds)
+    product = min(
+        seconds(lambda: left @ right, 4 * rounds), seconds(lambda: kernels.linear(left, packed, None), 4 * rounds)
+    )
+    return Limits(
+        rate=2 * 2048**3 / product,
+        copy=2 * source.nbytes / seconds(lambda: target.copy_(source), 4 * rounds),
+        read=source.nbytes / seconds(lambda: source.view(-1, 4096) @ target[:4096], 4 * rounds),
+    )
 
 
 class StepBenchmark:
@@ -62,9 +88,7 @@ class StepBenchmark:
         self.rounds = rounds
         self.kernels = kernels
 
-    def report(
-        self, name: str, starts: Sequence[int], count: int, rate: float, bandwidth: float
-    ) -> dict[str, object]:
+    def report(self, name: str, starts: Sequence[int], count: int, limits: Limits) -> dict[str, object]:
         """Measure a step in which each sequence has ``count`` tokens from its start."""
         config, size = self.model.config, self.model.backend.block_size
         tables, used = [], 1
@@ -82,25 +106,25 @@ class StepBenchmark:
         head_weights = config.vocab_size * config.hidden_size
         weights = config.parameters - (0 if config.tie_word_embeddings else head_weights)  # of all products
         seen = sum(count * start + count * (count + 1) / 2 for start in starts)
-        heads, dim = config.num_attention_heads, config.head_dim
-        operations = 2.0 * (weights - head_weights) * count * len(starts) + 2 * head_weights * len(starts)
-        operations += 4 * seen * heads * dim * config.num_hidden_layers
+        heads, dim, layers = config.num_attention_heads, config.head_dim, config.num_hidden_layers
         keys = 2 * sum(start + count for start in starts) * config.num_key_value_heads * dim
-        moved = self.packed_bytes() + keys * config.num_hidden_layers * self.kernels.dtype.itemsize
+        work = {  # bytes and operations
+            "products": (packed_bytes(self.model.layers), 2.0 * (weights - head_weights) * count * len(starts)),
+            "attention": (keys * layers * self.kernels.dtype.itemsize, 4 * seen * heads * dim * layers),
+            "head": (packed_bytes(self.model.lm_head), 2.0 * head_weights * len(starts)),
+        }
+        roofs = {part: limits.roof(*both) for part, both in work.items()}
         parts = self.parts(step, cache.keys, cache.values)
         return {
             "pass": name,
             "ms": round(1000 * whole, 2),
             "tokens_per_s": round(count * len(starts) / whole),
-            "of_matrix_rate": round(operations / whole / rate, 3),
-            "of_bandwidth": round(moved / whole / bandwidth, 3),
+            "of_matrix_rate": round(sum(operations for _, operations in work.values()) / whole / limits.rate, 3),
+            "of_bandwidth": round(sum(nbytes for nbytes, _ in work.values()) / whole / limits.copy, 3),
+            "of_roof": round(sum(roofs.values()) / whole, 3),
             "parts": {part: round(taken / whole, 3) for part, taken in parts.items()},
+            "parts_of_roof": {part: round(roofs[part] / parts[part], 3) for part in ("products", "attention")},
         }
-
-    def packed_bytes(self) -> int:
-        """Bytes of all packed weights."""
-        packed = [module.packed for module in self.model.modules() if isinstance(module, Linear)]
-        return sum(weight.data.nbytes for weight in packed if isinstance(weight, PackedWeight))
 
     def parts(self, step: Step, k_pools: Sequence[torch.Tensor], v_pools: Sequence[torch.Tensor]) -> dict[str, float]:
         """Seconds of each kernel in all layers."""
@@ -149,6 +173,12 @@ class StepBenchmark:
         }
 
 
+def packed_bytes(module: nn.Module) -> int:
+    """Bytes of all packed weights in a module."""
+    packed = [part.packed for part in module.modules() if isinstance(part, Linear)]
+    return sum(weight.data.nbytes for weight in packed if isinstance(weight, PackedWeight))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -161,14 +191,19 @@ def main() -> None:
     if isinstance(kernels, str):
         raise SystemExit(f"--dtype {asked.dtype}: no compiled kernels here: {kernels}")
     with torch.inference_mode():
-        rate, bandwidth = limits(asked.rounds, kernels.dtype)
-        print(json.dumps({"tflop_per_s": round(rate / 1e12, 2), "gb_per_s": round(bandwidth / 1e9, 1)}), flush=True)
+        found = limits(asked.rounds, kernels)
+        rates = {
+            "tflop_per_s": round(found.rate / 1e12, 3),
+            "gb_per_s": round(found.copy / 1e9, 1),
+            "read_gb_per_s": round(found.read / 1e9, 1),
+        }
+        print(json.dumps(rates), flush=True)
         benchmark = StepBenchmark(asked.model, asked.rounds, kernels)
         for name, starts, count in (
             ("prefill", [0, 0], PREFILL // 2),
             *((f"decode_{batch}", [CONTEXT - 1] * batch, 1) for batch in (1, 8, 32)),
         ):
-            print(json.dumps(benchmark.report(name, starts, count, rate, bandwidth)), flush=True)
+            print(json.dumps(benchmark.report(name, starts, count, found)), flush=True)
 
 
 if __name__ == "__main__":

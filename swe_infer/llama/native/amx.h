@@ -14,7 +14,7 @@ public:
     // A product of `rows` rows and 32 columns: C (or 0, if `zero_init`) + A B. Tiles of columns 0 to 15 are at `b[i]`,
     // those of columns 16 to 31 are `second` elements after them.
     template <int PARTS>
-    void multiply(float* c, int c_row, const SplitMatrix& a, int rows, const bfloat16* const* b, int second, int chunks,
+    void multiply(float* c, int c_row, const SplitMatrix& a, int rows, const bfloat16* const* b, int64_t second, int chunks,
                   bool zero_init) {
         in_memory(a.first);  // GCC's tile loads do not declare that they read memory
         if (rows > 16) {
@@ -33,7 +33,7 @@ public:
 private:
     // TALL: more than 16 rows.
     template <int PARTS, bool TALL>
-    static void product(float* c, int c_row, const SplitMatrix& a, const bfloat16* const* b, int second, int chunks,
+    static void product(float* c, int c_row, const SplitMatrix& a, const bfloat16* const* b, int64_t second, int chunks,
                         bool zero_init) {
         float* low = c + 16 * c_row;
         if (zero_init) {

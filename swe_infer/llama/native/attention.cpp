@@ -36,7 +36,7 @@ struct State {
     alignas(64) element q[MAX_ROWS * MAX_HEAD_DIM];
     alignas(64) float scores[MAX_ROWS * PANEL];
     alignas(64) element weights[MAX_ROWS * PANEL];
-    alignas(64) float sums[MAX_ROWS * MAX_HEAD_DIM];
+    alignas(64) float sums[MAX_ROWS * MAX_HEAD_DIM], part[MAX_ROWS * 2 * WIDTH];
     float top[MAX_ROWS], total[MAX_ROWS];
 };
 
@@ -99,11 +99,6 @@ void softmax_row(State& state, int row, int first, int end, float scale, int hea
         memset(state.weights + row * PANEL, 0, PANEL * sizeof(element));
 }
 
-void prefetch(const element* from, int elements) {
-    constexpr int LINE = 64 / sizeof(element);
-    for (int i = 0; i < elements; i += LINE) __builtin_prefetch(from + i);
-}
-
 // Rows `first` to `first + rows` of a unit, over the keys of one segment.
 void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const Unit& unit, const Segment& segment,
                     int kv_head, int group) {
@@ -117,30 +112,45 @@ void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const
     int start = first_seen(0);
     for (int t = 1; t < segment.tokens; t++) start = first_seen(t) < start ? first_seen(t) : start;
     start = start / PANEL * PANEL;
-    constexpr int DEPTHS_IN_BLOCK = BLOCK / DEPTH;
+    constexpr int DEPTHS_IN_BLOCK = BLOCK / DEPTH, MAX_BLOCKS = PANEL / BLOCK;
     static_assert(PANEL <= MAX_HEAD_DIM, "b has space for the tiles of a head and of a panel");
-    const element* b[MAX_HEAD_DIM / DEPTH];
+    const element *keys[MAX_BLOCKS], *values[MAX_BLOCKS], *b[MAX_HEAD_DIM / DEPTH];
+    const bool turns = rows <= FEW && !Tiles::MATRIX;
+    const int columns = turns ? WIDTH : BLOCK, depth = turns ? DEPTH : dim;  // of a product
     for (int begin = start > segment.begin ? start : segment.begin; begin < segment.end; begin += PANEL) {
         const int blocks = ((segment.end - begin < PANEL ? segment.end - begin : PANEL) + BLOCK - 1) / BLOCK;
         for (int i = 0; i < blocks; i++) {
-            const element* keys = block_of(args.keys, begin / BLOCK + i);
-            const int ahead = (begin + PANEL) / BLOCK + i;
-            if (rows <= 16 && ahead * BLOCK < segment.end) {  // few rows are memory-bound
-                prefetch(block_of(args.keys, ahead), size);
-                prefetch(block_of(args.values, ahead), size);
+            keys[i] = block_of(args.keys, begin / BLOCK + i);
+            values[i] = block_of(args.values, begin / BLOCK + i);
+            const int ahead = begin / BLOCK + MAX_BLOCKS + i;
+            for (int j = 0; Tiles::MATRIX && rows <= FEW && ahead * BLOCK < segment.end && j < size; j += 32) {
+                __builtin_prefetch(block_of(args.keys, ahead) + j);
+                __builtin_prefetch(block_of(args.values, ahead) + j);
             }
-            for (int d = 0; d < dim / DEPTH; d++) b[d] = keys + d * TILE;
-            tiles.multiply(state.scores + first * PANEL + i * BLOCK, PANEL, state.q + first * dim, dim, rows, b,
-                           dim / DEPTH * TILE, dim / DEPTH, true);
         }
+        for (int column = 0; column < BLOCK; column += columns)
+            for (int d = 0; d < dim; d += depth)  // blocks by turns: memory is faster in several streams
+                for (int i = 0; i < blocks; i++) {
+                    const int place = column * dim + d * WIDTH;
+                    for (int j = 0; j < depth / DEPTH; j++) b[j] = keys[i] + place + j * TILE;
+                    tiles.multiply({state.scores + first * PANEL + i * BLOCK + column, PANEL, state.q + first * dim + d, dim,
+                                    b, columns > WIDTH ? dim * WIDTH : 0, depth / DEPTH, d == 0,
+                                    turns ? values[i] + place : nullptr},
+                                   rows);
+                }
         for (int row = 0; row < rows; row++)
             softmax_row(state, first + row, first_seen(row / group) - begin, visible[row / group] - begin, args.scale, dim);
         for (int d = 0; d < dim; d += 2 * WIDTH) {
+            const int wide = dim - d > WIDTH ? 2 * WIDTH : WIDTH;
             for (int i = 0; i < blocks * DEPTHS_IN_BLOCK; i++)
-                b[i] = block_of(args.values, begin / BLOCK + i / DEPTHS_IN_BLOCK) + d * BLOCK +
-                       i % DEPTHS_IN_BLOCK * TILE;
-            tiles.multiply(state.sums + first * dim + d, dim, state.weights + first * PANEL, PANEL, rows, b,
-                           DEPTHS_IN_BLOCK * TILE, blocks * DEPTHS_IN_BLOCK, false, dim - d > WIDTH ? 2 : 1);
+                b[i] = values[i / DEPTHS_IN_BLOCK] + d * BLOCK + i % DEPTHS_IN_BLOCK * TILE;
+            tiles.multiply({state.part, wide, state.weights + first * PANEL, PANEL, b, wide > WIDTH ? BLOCK * WIDTH : 0,
+                            blocks * DEPTHS_IN_BLOCK, true, nullptr},
+                           rows);
+            for (int i = 0; i < rows * wide; i += WIDTH) {
+                float* sums = state.sums + (first + i / wide) * dim + d + i % wide;
+                store(sums, load(sums) + load(state.part + i));
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 // Products of activations with weights, x W^T, accumulated in float.
 //
-// Weights are packed once, in panels of 32 outputs with consecutive tiles. A thread keeps a group of panels in its
-// second-level cache and streams rows past it. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates and their
-// 16 values, so that one product computes the gated values without storing intermediates.
+// Weights are packed once, in panels of 32 outputs: all tiles of the first 16, then those of the others. A thread keeps a
+// group of panels in its second-level cache and streams rows past it. Few rows are bound by memory: they read two panels
+// by turns, since memory is faster in several streams. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates and
+// their 16 values, so that one product computes the gated values without storing intermediates.
 //
 // Float weights that bfloat16 or float16 represents exactly, as in most checkpoints, are packed as such: this halves the
 // memory traffic, and AMX can multiply bfloat16. No precision is lost, since activations stay float.
@@ -15,19 +16,25 @@ constexpr int GROUP_BYTES = (LANES == 16 ? 512 : 1024) << 10;  // panels that a 
 constexpr int MAX_PANELS = 32;                                // in a group
 constexpr int BLOCK_ROWS = LANES == 16 ? MAX_ROWS : 36;        // rows of one product
 constexpr int ROWS = 512;                                     // streamed past a panel group
+constexpr int STREAMS = 2;                                    // panels that few rows read by turns
+constexpr int STREAM_CHUNKS = 2;                              // tiles of one turn
+template <typename W>
+constexpr int AHEAD = 4 * TileLayout<W>::TILE;                // from the tile that is read to the one prefetched
 
 // A block of rows of activations, in the layout that products with weights of type W read.
 template <typename W>
 class Activations {
 public:
-    static constexpr int CHUNKS = 8;  // chunks of the depth, so that the rows stay in the first-level cache
+    static constexpr int CHUNKS = 8;      // chunks of the depth, so that the rows stay in the first-level cache
+    static constexpr bool APART = false;  // sum each such part of the depth apart
 
     // Load rows that are `row` elements apart, over the depth of `chunks` tiles.
     void load_rows(const element* x, int row, int rows, int) { x_ = x, row_ = row, rows_ = rows; }
 
-    // C (or 0, if `zero_init`) + the loaded rows times a panel.
-    void multiply(float* c, const W* const* b, int chunks, bool zero_init) {
-        tiles_.multiply(c, PANEL, x_, row_, rows_, b, TileLayout<W>::TILE, chunks, zero_init);
+    // C (or 0, if `zero_init`) + the loaded rows, from tile `first` of the depth, times a panel.
+    void multiply(float* c, const W* const* b, int64_t second, int first, int chunks, bool zero_init) {
+        const W* ahead = Tiles::MATRIX ? nullptr : b[0] + AHEAD<W>;
+        tiles_.multiply({c, PANEL, x_ + first * TileLayout<W>::DEPTH, row_, b, second, chunks, zero_init, ahead}, rows_);
     }
 
 private:
@@ -38,45 +45,29 @@ private:
 
 #ifndef BFLOAT16
 
-// Floats are copied, since rows that are a power of two apart would evict each other from the cache.
+// Floats are copied, since rows that are a power of two apart would evict each other from the cache. Summing parts of
+// the depth apart loses less precision.
 template <typename W>
 class FloatActivations {
 public:
     using Layout = TileLayout<W>;
     static constexpr int DEPTH = 128, CHUNKS = DEPTH / Layout::DEPTH;
+    static constexpr bool APART = true;
 
     void load_rows(const float* x, int row, int rows, int chunks) {
         rows_ = rows;
         for (int r = 0; r < rows; r++) memcpy(x_[r], x + (int64_t)r * row, chunks * Layout::DEPTH * sizeof(float));
     }
 
-    void multiply(float* c, const W* const* b, int chunks, bool zero_init) {
-        if (sizeof(W) == sizeof(float) || rows_ < FEW) {
-            VectorProduct<W>{c, PANEL, x_[0], DEPTH, b, Layout::TILE, chunks, zero_init}.multiply(rows_);
-            return;
-        }
-        for (int i = 0; i < chunks; i++)
-            for (int place = 0; place < PANEL * Layout::DEPTH; place += WIDTH * Layout::GRAIN) widen(i, place, b[i] + place);
-        const float* wide[DEPTH / 16];
-        for (int i = 0; i < DEPTH / 16; i++) wide[i] = wide_[0] + i * 16 * WIDTH;
-        VectorProduct<float>{c, PANEL, x_[0], DEPTH, wide, DEPTH * WIDTH, chunks * Layout::GRAIN, zero_init}.multiply(rows_);
+    void multiply(float* c, const W* const* b, int64_t second, int first, int chunks, bool zero_init) {
+        const W* ahead = rows_ < 4 ? nullptr : b[0] + AHEAD<W>;  // fewer rows wait for memory anyway
+        const float* x = x_[0] + first * Layout::DEPTH;
+        VectorProduct<W>{c, PANEL, x, DEPTH, b, second, chunks, zero_init, ahead}.multiply(rows_);
     }
 
 private:
-    static constexpr int FEW = 13;  // fewer rows cost less without a converted copy of the panel
-
-    // Convert the line at `place` of the tiles of chunk `i`.
-    void widen(int i, int place, const W* line) {
-        constexpr float ONES[] = {1, 1};
-        float* to = wide_[place / Layout::TILE] + i * Layout::TILE + place % Layout::TILE;
-        for (int step = 0; step < Layout::GRAIN; step++)
-            for (int j = 0; j < WIDTH; j += LANES)
-                *(UnalignedPart*)(to + step * WIDTH + j) = accumulated(Part{}, ONES, line + j * Layout::GRAIN, step);
-    }
-
     int rows_ = 0;
     alignas(64) float x_[BLOCK_ROWS][DEPTH];
-    alignas(64) float wide_[2][DEPTH * WIDTH];
 };
 
 template <> class Activations<float> : public FloatActivations<float> {};
@@ -90,6 +81,7 @@ template <>
 class Activations<bfloat16> {
 public:
     static constexpr int CHUNKS = 4;
+    static constexpr bool APART = false;
 
     void load_rows(const float* x, int row, int rows, int chunks) {
         rows_ = rows;
@@ -97,9 +89,9 @@ public:
             for (int i = 0; i < chunks; i++) split(tiles_of(r, i) + r % 16 * DEPTH, x + (int64_t)r * row + i * DEPTH);
     }
 
-    void multiply(float* c, const bfloat16* const* b, int chunks, bool zero_init) {
+    void multiply(float* c, const bfloat16* const* b, int64_t second, int /* first */, int chunks, bool zero_init) {
         const SplitMatrix a{parts_, DEPTH, PARTS * TILE, TILE, CHUNKS * PARTS * TILE};
-        tiles_.multiply<PARTS>(c, PANEL, a, rows_, b, TILE, chunks, zero_init);
+        tiles_.multiply<PARTS>(c, PANEL, a, rows_, b, second, chunks, zero_init);
     }
 
 private:
@@ -130,6 +122,11 @@ private:
 
 #endif
 #endif
+
+// sums + part, or part if `zero_init`
+void add(float* sums, const float* part, int count, bool zero_init) {
+    for (int i = 0; i < count; i += WIDTH) store(sums + i, zero_init ? load(part + i) : load(sums + i) + load(part + i));
+}
 
 // Store `columns` of 32 sums for each row.
 void store_panel(element* out, int64_t out_row, const float* sums, int rows, int columns, const element* bias) {
@@ -202,10 +199,9 @@ void pack_as(W* packed, const element* weight, int outputs, int inputs, int gate
         for (int column = 0; column < PANEL; column++) {
             const int output = gated ? first / 2 + column % WIDTH + column / WIDTH * (outputs / 2) : first + column;
             const element* from = weight + (int64_t)output * inputs;
-            W* to = packed + (int64_t)first * inputs + column / WIDTH * Layout::TILE;
+            W* to = packed + (int64_t)(first + column / WIDTH * WIDTH) * inputs;
             for (int d = 0; d < inputs; d++) {
-                W& place =
-                    to[d / Layout::DEPTH * 2 * Layout::TILE + Layout::offset_of(d % Layout::DEPTH, column % WIDTH)];
+                W& place = to[Layout::offset_of(d, column % WIDTH)];
                 place = output < outputs ? converted<W>(from[d]) : W{};
             }
         }
@@ -216,12 +212,9 @@ void unpack_as(element* out, const W* packed, const int64_t* ids, int64_t count,
     using Layout = TileLayout<W>;
 #pragma omp parallel for num_threads(thread_count(threads, count * inputs))
     for (int64_t i = 0; i < count; i++) {
-        const int column = (int)(ids[i] % PANEL);
-        const W* from = packed + ids[i] / PANEL * PANEL * inputs + column / WIDTH * Layout::TILE;
+        const W* from = packed + ids[i] / WIDTH * WIDTH * inputs;
         for (int d = 0; d < inputs; d++)
-            out[i * inputs + d] =
-                converted<element>(from[d / Layout::DEPTH * 2 * Layout::TILE +
-                                        Layout::offset_of(d % Layout::DEPTH, column % WIDTH)]);
+            out[i * inputs + d] = converted<element>(from[Layout::offset_of(d, (int)(ids[i] % WIDTH))]);
     }
 }
 
@@ -230,18 +223,22 @@ void multiply(element* out, const element* x, const W* packed, const element* bi
               int gated, int threads) {
     using Layout = TileLayout<W>;
     constexpr int CHUNKS = Activations<W>::CHUNKS;
+    constexpr bool APART = Activations<W>::APART;
     const int chunks = inputs / Layout::DEPTH, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDTH : PANEL;
     const int64_t out_row = gated ? outputs / 2 : outputs;
     const int blocks = (int)((rows + ROWS - 1) / ROWS);
     const int even = blocks * panels / (4 * threads);  // several groups per thread, for load balance
     const int most = even < 4 ? 4 : even > MAX_PANELS ? MAX_PANELS : even;
+    const bool few = APART && rows <= FEW;
     int group = GROUP_BYTES / (PANEL * inputs * (int)sizeof(W));
-    group = group < 1 ? 1 : group > most ? most : group;
+    group = few ? STREAMS : group < 1 ? 1 : group > most ? most : group;
+    const int step = few ? STREAM_CHUNKS : CHUNKS;
+    const int64_t second = (int64_t)WIDTH * inputs;
     const int groups = (panels + group - 1) / group;
 #pragma omp parallel num_threads(thread_count(threads, rows * outputs * inputs))
     {
         Activations<W> activations;
-        alignas(64) float sums[MAX_PANELS][BLOCK_ROWS * PANEL];
+        alignas(64) float sums[MAX_PANELS][BLOCK_ROWS * PANEL], apart[STREAMS][BLOCK_ROWS * PANEL];
         const W* b[CHUNKS];
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < blocks * groups; i++) {
@@ -252,11 +249,15 @@ void multiply(element* out, const element* x, const W* packed, const element* bi
                 for (int chunk = 0; chunk < chunks; chunk += CHUNKS) {
                     const int deep = chunks - chunk < CHUNKS ? chunks - chunk : CHUNKS;
                     activations.load_rows(x + row * inputs + chunk * Layout::DEPTH, inputs, row_count, deep);
-                    for (int panel = first; panel < last; panel++) {
-                        for (int c = 0; c < deep; c++)
-                            b[c] = packed + ((int64_t)panel * chunks + chunk + c) * 2 * Layout::TILE;
-                        activations.multiply(sums[panel - first], b, deep, chunk == 0);
-                    }
+                    for (int c = 0; c < deep; c += step)
+                        for (int panel = first; panel < last; panel++) {
+                            const int count = deep - c < step ? deep - c : step;
+                            for (int j = 0; j < count; j++)
+                                b[j] = packed + ((int64_t)panel * 2 * chunks + chunk + c + j) * Layout::TILE;
+                            float* to = APART ? apart[few ? panel - first : 0] : sums[panel - first];
+                            activations.multiply(to, b, second, c, count, APART ? c == 0 : chunk == 0);
+                            if (APART && c + count == deep) add(sums[panel - first], to, row_count * PANEL, chunk == 0);
+                        }
                 }
                 for (int panel = first; panel < last; panel++) {
                     element* to = out + row * out_row + panel * wide;

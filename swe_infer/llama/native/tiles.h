@@ -11,6 +11,7 @@
 #include "vector.h"
 
 constexpr int MAX_ROWS = 32;  // rows of one product
+constexpr int FEW = 16;       // a product of up to this number is bound by memory
 
 template <typename T>
 constexpr int GRAIN_OF = 1;
@@ -24,9 +25,9 @@ struct TileLayout {
     static constexpr int DEPTH = 16 * GRAIN;
     static constexpr int TILE = DEPTH * WIDTH;  // elements
 
-    // Offset of an element of the tile.
-    static int offset_of(int depth, int column) {
-        return depth / GRAIN * GRAIN * WIDTH + column * GRAIN + depth % GRAIN;
+    // Offset of an element of the tile, or of those that follow it for more depth.
+    static int64_t offset_of(int depth, int column) {
+        return (int64_t)depth / GRAIN * GRAIN * WIDTH + column * GRAIN + depth % GRAIN;
     }
 };
 
@@ -34,27 +35,48 @@ struct TileLayout {
 #include "amx.h"
 #endif
 
-// Sums of some columns + A B over step `step` of a line of B. The elements at `a` are broadcast.
 #ifdef BFLOAT16
-INLINE Part accumulated(Part sums, const bfloat16* a, const bfloat16* line, int) {
-    int32_t pair;
-    memcpy(&pair, a, sizeof pair);
-    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)_mm512_loadu_si512(line));
-}
-#else
-template <typename T>
-INLINE Part accumulated(Part sums, const float* a, const T* line, int) {
-    return fused(*a - Part{}, load_part(line), sums);
+INLINE void accumulate(Part& sum, Part pair, Part line) {
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)pair, (__m512bh)line);
 }
 
-INLINE Part accumulated(Part sums, const float* a, const bfloat16* line, int step) {
+INLINE Part value(const bfloat16* x, int) {
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    return (Part)_mm512_set1_epi32(pair);
+}
+
+INLINE Part line_part(const bfloat16* line, int) {
+    return (Part)*(const UnalignedBits*)line;
+}
+#else
+// sum += a b. Spelled out, since GCC would move the sums of a product through memory.
+INLINE void accumulate(Part& sum, Part a, Part b) {
+#if LANES == 8 && defined(__FMA__) || LANES == 16 && defined(__AVX512F__)
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+    sum = fused(a, b, sum);
+#endif
+}
+
+INLINE Part value(const float* x, int step) {
+    return x[step] - Part{};
+}
+
+// Element `step` of the depth in a line.
+template <typename T>
+INLINE Part line_part(const T* line, int) {
+    return load_part(line);
+}
+
+INLINE Part line_part(const bfloat16* line, int step) {
     const Bits pairs = *(const UnalignedBits*)line;
-    return fused(a[step] - Part{}, (Part)(step ? pairs & 0xffff0000u : pairs << 16), sums);
+    return (Part)(step ? pairs & 0xffff0000u : pairs << 16);
 }
 #endif
 
 // A product of `rows` rows and 32 columns with vectors: C (or 0, if `zero_init`) + A B. Tiles of columns 0 to 15 are at
-// `b[i]`, those of columns 16 to 31 are `second` elements after them.
+// `b[i]`, those of columns 16 to 31 are `second` elements after them; without them if it is 0.
 template <typename T>
 struct VectorProduct {
     float* c;
@@ -62,62 +84,75 @@ struct VectorProduct {
     const element* a;
     int a_row;
     const T* const* b;
-    int second, chunks;
+    int64_t second;
+    int chunks;
     bool zero_init;
+    const T* ahead;  // if not null, prefetches as many lines as it reads, from here
 
-    // `halves`: 1 for columns 0 to 15 alone.
-    void multiply(int rows, int halves = 2) const {
+    void multiply(int rows) const {
         int row = 0;
-        for (; rows - row >= TALL; row += TALL) panel<TALL>(row, halves);
-        rest<TALL - 1>(row, rows - row, halves);
+        for (; rows - row >= TALL; row += TALL) panel<TALL>(row);
+        rest<TALL - 1>(row, rows - row);
     }
 
 private:
+    using Layout = TileLayout<T>;
     static constexpr int TALL = LANES == 16 ? 8 : 6;  // rows whose sums stay in registers
+    static constexpr int STEPS = sizeof(element) == sizeof(float) ? Layout::GRAIN : 1;  // or pairs
 
     template <int ROWS>
-    void rest(int row, int rows, int halves) const {
+    void rest(int row, int rows) const {
         if constexpr (ROWS > 0) {
             if (rows == ROWS)
-                panel<ROWS>(row, halves);
+                panel<ROWS>(row);
             else
-                rest<ROWS - 1>(row, rows, halves);
+                rest<ROWS - 1>(row, rows);
         }
     }
 
     template <int ROWS>
-    void panel(int row, int halves) const {
-        if ((LANES == 16 || ROWS <= 3) && halves == 2)
-            block<ROWS, LANES == 16 || ROWS <= 3 ? 2 : 1>(row, 0);
-        else
-            for (int half = 0; half < halves; half++) block<ROWS, 1>(row, half);
+    void panel(int row) const {
+        constexpr bool WIDE = LANES == 16 || ROWS + Layout::GRAIN <= 4;
+        if (WIDE && second) return block<ROWS, WIDE ? 2 * PARTS : PARTS>(row, 0);
+        for (int half = 0; half < (second ? 2 : 1); half++) block<ROWS, PARTS>(row, half);
     }
 
-    template <int ROWS, int COLUMNS>
+    // VECTORS: registers of columns.
+    template <int ROWS, int VECTORS>
     void block(int row, int half) const {
-        using Layout = TileLayout<T>;
-        constexpr int STEPS = sizeof(element) == sizeof(float) ? Layout::GRAIN : 1;
-        constexpr bool APART = STEPS == Layout::GRAIN;  // floats: summing each call's depth apart loses less precision
         float* to = c + row * c_row + half * WIDTH;
-        Part sums[ROWS][COLUMNS * PARTS];
+        Part sums[ROWS][VECTORS];
         for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < COLUMNS * PARTS; j++)
-                sums[r][j] = zero_init || APART ? Part{} : load_part(to + r * c_row + j * LANES);
+            for (int j = 0; j < VECTORS; j++) sums[r][j] = zero_init ? Part{} : load_part(to + r * c_row + j * LANES);
         for (int i = 0; i < chunks; i++)
             for (int depth = 0; depth < Layout::DEPTH; depth += Layout::GRAIN) {
                 const T* line = b[i] + half * second + depth * WIDTH;
-                for (int j = 0; j < COLUMNS; j++) __builtin_prefetch(line + j * second + 4 * Layout::TILE);
-                for (int step = 0; step < STEPS; step++)  // one converted line at a time leaves registers for sums
-                    for (int r = 0; r < ROWS; r++)
-                        for (int j = 0; j < COLUMNS * PARTS; j++)
-                            sums[r][j] = accumulated(sums[r][j], a + (row + r) * a_row + i * Layout::DEPTH + depth,
-                                                     line + j / PARTS * second + j % PARTS * LANES * Layout::GRAIN, step);
+                const element* x = a + row * a_row + i * Layout::DEPTH + depth;
+                for (int j = 0; ahead && j < VECTORS; j += PARTS)
+                    __builtin_prefetch(ahead + i * Layout::TILE + depth * WIDTH + (half + j / PARTS) * second);
+                for (int step = 0; step < STEPS; step++) {
+                    const auto column = [&](int j) {
+                        return line_part(line + j / PARTS * second + j % PARTS * LANES * Layout::GRAIN, step);
+                    };
+                    if constexpr (ROWS < VECTORS) {  // the values of A need fewer registers
+                        Part values[ROWS];
+                        for (int r = 0; r < ROWS; r++) values[r] = value(x + r * a_row, step);
+                        for (int j = 0; j < VECTORS; j++) {
+                            const Part part = column(j);
+                            for (int r = 0; r < ROWS; r++) accumulate(sums[r][j], values[r], part);
+                        }
+                    } else {
+                        Part parts[VECTORS];
+                        for (int j = 0; j < VECTORS; j++) parts[j] = column(j);
+                        for (int r = 0; r < ROWS; r++) {
+                            const Part broadcast = value(x + r * a_row, step);
+                            for (int j = 0; j < VECTORS; j++) accumulate(sums[r][j], broadcast, parts[j]);
+                        }
+                    }
+                }
             }
         for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < COLUMNS * PARTS; j++) {
-                float* place = to + r * c_row + j * LANES;
-                *(UnalignedPart*)place = zero_init || !APART ? sums[r][j] : load_part(place) + sums[r][j];
-            }
+            for (int j = 0; j < VECTORS; j++) *(UnalignedPart*)(to + r * c_row + j * LANES) = sums[r][j];
     }
 };
 
@@ -125,11 +160,11 @@ private:
 #if defined(__AMX_BF16__) && defined(BFLOAT16)
 class Tiles {
 public:
-    // The last argument is always 2: the head dimension is a multiple of 32.
-    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
-                  int chunks, bool zero_init, int /* halves */ = 2) {
-        matrix_.multiply<1>(c, c_row, {a, a_row, TileLayout<element>::DEPTH, 0, 16 * a_row}, rows, b, second, chunks,
-                            zero_init);
+    static constexpr bool MATRIX = true;  // always 32 columns, and prefetches nothing
+
+    void multiply(const VectorProduct<element>& p, int rows) {
+        matrix_.multiply<1>(p.c, p.c_row, {p.a, p.a_row, TileLayout<element>::DEPTH, 0, 16 * p.a_row}, rows, p.b,
+                            p.second, p.chunks, p.zero_init);
     }
 
 private:
@@ -137,9 +172,8 @@ private:
 };
 #else
 struct Tiles {
-    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
-                  int chunks, bool zero_init, int halves = 2) {
-        VectorProduct<element>{c, c_row, a, a_row, b, second, chunks, zero_init}.multiply(rows, halves);
-    }
+    static constexpr bool MATRIX = false;
+
+    void multiply(const VectorProduct<element>& product, int rows) { product.multiply(rows); }
 };
 #endif
