@@ -119,6 +119,11 @@ class Kernels:
         compiled.packed_type.argtypes, compiled.packed_type.restype = [c_void_p, c_int64, c_int], c_int
         self.compiled = compiled
 
+    def _run(self, name: str, *arguments: Tensor | float | None) -> None:
+        """Call a kernel with the addresses of tensors and torch's number of threads."""
+        values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+        getattr(self.compiled, name)(*values, torch.get_num_threads())
+
     def add_rms_norm(
         self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
@@ -126,41 +131,21 @@ class Kernels:
         tokens, size = x_TE.shape
         out_TE = torch.empty_like(x_TE)
         total_TE = x_TE if delta_TE is None else torch.empty_like(x_TE)
-        self.compiled.add_rms_norm(
-            total_TE.data_ptr(),
-            out_TE.data_ptr(),
-            x_TE.data_ptr(),
-            None if delta_TE is None else delta_TE.data_ptr(),
-            weight_E.data_ptr(),
-            eps,
-            tokens,
-            size,
-            torch.get_num_threads(),
-        )
+        self._run("add_rms_norm", total_TE, out_TE, x_TE, delta_TE, weight_E, eps, tokens, size)
         return total_TE, out_TE
 
     def rotate(self, x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """:func:`swe_infer.llama.rope.rotate`. The heads of a token must be contiguous."""
         tokens, heads, head_dim = x_THD.shape
         out_THD = torch.empty((tokens, heads, head_dim), dtype=x_THD.dtype)
-        self.compiled.rotate(
-            out_THD.data_ptr(),
-            x_THD.data_ptr(),
-            x_THD.stride(0),
-            cos_T1D.data_ptr(),
-            sin_T1D.data_ptr(),
-            tokens,
-            heads,
-            head_dim,
-            torch.get_num_threads(),
-        )
+        self._run("rotate", out_THD, x_THD, x_THD.stride(0), cos_T1D, sin_T1D, tokens, heads, head_dim)
         return out_THD
 
     def silu_mul(self, gate_up_TI: Tensor) -> Tensor:
         """Return ``silu`` of the first half of the columns times the second half."""
         tokens, size = len(gate_up_TI), gate_up_TI.shape[1] // 2
         out_TI = torch.empty((tokens, size), dtype=gate_up_TI.dtype)
-        self.compiled.silu_mul(out_TI.data_ptr(), gate_up_TI.data_ptr(), tokens, size, torch.get_num_threads())
+        self._run("silu_mul", out_TI, gate_up_TI, tokens, size)
         return out_TI
 
     def can_pack(self, outputs: int, inputs: int, gated: bool = False) -> bool:
@@ -170,29 +155,20 @@ class Kernels:
     def pack(self, weight_OI: Tensor, gated: bool = False, arena: Arena | None = None) -> PackedWeight:
         """Return a packed copy of a weight, allocated from ``arena`` if given."""
         outputs, inputs = weight_OI.shape
-        threads = torch.get_num_threads()
-        found = self.compiled.packed_type(weight_OI.data_ptr(), weight_OI.numel(), threads)
+        found = self.compiled.packed_type(weight_OI.data_ptr(), weight_OI.numel(), torch.get_num_threads())
         dtype = _PACKED_TYPES[found] if self.dtype == torch.float32 else self.dtype
         if inputs % TILE_DEPTH[dtype]:
             dtype = self.dtype
         data = (arena or Arena()).empty(self.compiled.packed_size(outputs, inputs), dtype)
         packed = PackedWeight(data, outputs, inputs, gated)
-        self.compiled.pack(data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), packed.code, threads)
+        self._run("pack", data, weight_OI, outputs, inputs, int(gated), packed.code)
         return packed
 
     def unpack(self, weight: PackedWeight, rows_T: Tensor) -> Tensor:
         """Return rows of a weight that is not gated, unpacked: an embedding lookup. ``rows_T`` is int64."""
         rows_T = rows_T.contiguous()
         out_TI = torch.empty((len(rows_T), weight.inputs), dtype=self.dtype)
-        self.compiled.unpack(
-            out_TI.data_ptr(),
-            weight.data.data_ptr(),
-            rows_T.data_ptr(),
-            len(rows_T),
-            weight.inputs,
-            weight.code,
-            torch.get_num_threads(),
-        )
+        self._run("unpack", out_TI, weight.data, rows_T, len(rows_T), weight.inputs, weight.code)
         return out_TI
 
     def linear(self, x: Tensor, weight: PackedWeight, bias_O: Tensor | None) -> Tensor:
@@ -200,18 +176,8 @@ class Kernels:
         x = x.contiguous()
         columns = weight.outputs // 2 if weight.gated else weight.outputs
         out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
-        self.compiled.linear(
-            out.data_ptr(),
-            x.data_ptr(),
-            weight.data.data_ptr(),
-            None if bias_O is None else bias_O.data_ptr(),
-            math.prod(x.shape[:-1]),
-            weight.outputs,
-            weight.inputs,
-            int(weight.gated),
-            weight.code,
-            torch.get_num_threads(),
-        )
+        rows, shape = math.prod(x.shape[:-1]), (weight.outputs, weight.inputs, int(weight.gated), weight.code)
+        self._run("linear", out, x, weight.data, bias_O, rows, *shape)
         return out
 
     def write_cache(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, places_T: Tensor) -> None:
@@ -221,19 +187,8 @@ class Kernels:
             places_T: ``block * BLOCK + offset`` of each token, int64.
         """
         tokens, kv_heads, head_dim = k_TKD.shape
-        self.compiled.write_cache(
-            k_pool.data_ptr(),
-            v_pool.data_ptr(),
-            k_TKD.data_ptr(),
-            k_TKD.stride(0),
-            v_TKD.data_ptr(),
-            v_TKD.stride(0),
-            places_T.data_ptr(),
-            tokens,
-            kv_heads,
-            head_dim,
-            torch.get_num_threads(),
-        )
+        k, v = (k_TKD, k_TKD.stride(0)), (v_TKD, v_TKD.stride(0))
+        self._run("write_cache", k_pool, v_pool, *k, *v, places_T, tokens, kv_heads, head_dim)
 
     def attend(
         self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, units: Units, window: int | None = None
@@ -247,24 +202,10 @@ class Kernels:
         out_THD = torch.empty((tokens, heads, head_dim), dtype=q_THD.dtype)
         if len(units.tokens) < tokens:
             out_THD[len(units.tokens) :] = 0
-        self.compiled.attend(
-            out_THD.data_ptr(),
-            q_THD.data_ptr(),
-            q_THD.stride(0),
-            k_pool.data_ptr(),
-            v_pool.data_ptr(),
-            heads,
-            k_pool.shape[1],
-            head_dim,
-            _NO_WINDOW if window is None else min(window, _NO_WINDOW),
-            units.units.data_ptr(),
-            len(units.units),
-            units.tokens.data_ptr(),
-            units.visible.data_ptr(),
-            units.segments.data_ptr(),
-            units.tables.data_ptr(),
-            torch.get_num_threads(),
-        )
+        window = _NO_WINDOW if window is None else min(window, _NO_WINDOW)
+        shape = heads, k_pool.shape[1], head_dim, window
+        work = units.units, len(units.units), units.tokens, units.visible, units.segments, units.tables
+        self._run("attend", out_THD, q_THD, q_THD.stride(0), k_pool, v_pool, *shape, *work)
         return out_THD
 
 
