@@ -144,7 +144,7 @@ def lose_engines(home: Path, instances: int) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "swe_infer", "tracker=none", "model=tiny", "dataset=jsonl", f"dataset.path={data}",
         "decoding.max_new_tokens=8", "+decoding.drafter._target_=benchmarks.cluster.FatalDrafter", "runner=ray",
-        "runner.max_sequences=16", "runner.kv_cache_gb=0.05", "runner.stall_timeout_s=10", f"output_dir={run}",
+        "runner.max_sequences=16", "runner.kv_cache_gb=0.05", "runner.stall_timeout_s=20", f"output_dir={run}",
     ]  # fmt: skip
 
     def start(cluster: TwoNodes) -> subprocess.Popen[bytes]:

@@ -200,7 +200,8 @@ def measure_driver(count: int = 10_000, engines: int = 8) -> None:
     model = LlamaModel(path="package://swe_infer.sample/tiny_llama", device="cpu")
     options = EngineOptions(max_batch_tokens=65_536, max_sequences=128, workers=engines)
     group = ray_engines(RayCluster(cpus=0.1), model, options, SimulatedActor)
-    requests = (GenerationRequest(n, (n, *range(11_999)), StopParams(1000)) for n in range(count))
+    prompts = [(number, *range(11_999)) for number in range(200)]
+    requests = (GenerationRequest(n, prompts[n % 200], StopParams(1000)) for n in range(count))
     while len(group.workers) < engines:
         list(group.generate([GenerationRequest("first", (1,), StopParams(1))], lambda request, error: None))
     started, processor = time.monotonic(), time.process_time()

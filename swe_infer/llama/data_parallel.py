@@ -29,10 +29,12 @@ from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
 
-MAX_LOSSES = 3
-"""Lost engines after which a request fails. For the last attempt it has an engine to itself."""
-MAX_RESTARTS = 5
-"""Starts of an engine after losses without an answer in between."""
+MAX_LOSSES = 4
+"""Lost engines after which a request fails."""
+_ALONE_AFTER = 2
+"""Lost engines after which a request has an engine to itself, so that it fails alone if it ends engines."""
+MAX_RESTARTS = 8
+"""Maximum of restarts of an engine without an answer in between."""
 
 OnRejected: TypeAlias = Callable[[GenerationRequest, Exception], None]
 
@@ -116,7 +118,7 @@ class DataParallelEngine:
         self._router: RequestRouter[Worker] = RequestRouter(options.max_sequences, options.max_batch_tokens)
         self._losses: Counter[Hashable] = Counter()
         self._waiting: deque[GenerationRequest] = deque()
-        self._last_attempts: deque[GenerationRequest] = deque()
+        self._alone: deque[GenerationRequest] = deque()
         self._numbers = itertools.count()
         self._polled = 0.0
         try:
@@ -148,26 +150,31 @@ class DataParallelEngine:
                 self._send_all("stop")
             if not stopped:
                 self._assign_requests(source)
-            if not self._router.busy_workers() and (stopped or not (self._waiting or self._last_attempts)):
+            if not self._router.busy_workers() and (stopped or not (self._waiting or self._alone)):
                 return
             yield from self._poll(on_rejected)
 
     def _assign_requests(self, source: Iterator[GenerationRequest]) -> None:
-        """Assign requests while workers have capacity. Last attempts run at the end, so that no engine idles for
-        them."""
+        """Assign requests while workers have capacity.
+
+        Those that must be alone run when no other waits, so that no engine idles for them, and first on an engine
+        that was lost: each new batch could end it again.
+        """
         batches: dict[Worker, list[tuple[GenerationRequest, Any]]] = {}
         while True:
             if not self._waiting and (request := next(source, None)) is not None:
                 self._waiting.append(request)
-            queue = self._waiting or self._last_attempts
-            alone = queue is self._last_attempts
-            if not queue or (worker := self._router.choose(queue[0], alone=alone)) is None:
+            idle = (worker for worker, state in self._router.workers.items() if not state.outstanding)
+            restarted = any(worker.losses and worker.answered for worker in idle)
+            alone = bool(self._alone) and (restarted or not self._waiting)
+            queue = self._alone if alone else self._waiting
+            if not queue or (chosen := self._router.choose(queue[0], alone=alone)) is None:
                 break
             request = queue.popleft()
             request = replace(request, key=(next(self._numbers), request.key))
-            source_needed = self._router.assign(request, worker, alone=alone)
+            source_needed = self._router.assign(request, chosen, alone=alone)
             message = request.without_source(), request.source if source_needed else None
-            batches.setdefault(worker, []).append(message)
+            batches.setdefault(chosen, []).append(message)
         for worker, batch in batches.items():
             worker.send("add", batch)
 
@@ -183,7 +190,7 @@ class DataParallelEngine:
                 answers += self._handle_report(worker, report, on_rejected)
             else:
                 if isinstance(report.error, ConfigError):
-                    if not self.workers:
+                    if not self.workers and not any(each.answered for each in self._all):
                         raise report.error
                     worker.losses = MAX_RESTARTS  # it would fail again
                 worker.error = report.error
@@ -222,8 +229,8 @@ class DataParallelEngine:
         """
         requests = [_without_number(request) for request in self._router.remove_worker(worker)]
         _log.warning("%s; its %d requests go to engines that are ready", error, len(requests))
-        blamed = any(self._losses[request.key] == MAX_LOSSES - 1 for request in requests)
-        worker.losses += not (blamed and worker.answered)
+        alone = any(self._losses[request.key] >= _ALONE_AFTER for request in requests)
+        worker.losses += not (alone and worker.answered)  # then the request is the cause
         worker.figures = worker.error = None
         if worker.losses <= MAX_RESTARTS:
             worker.start()
@@ -240,13 +247,13 @@ class DataParallelEngine:
             if losses == MAX_LOSSES:
                 on_rejected(request, WorkerDied(f"{losses} engines ended while they computed this request"))
             else:
-                (self._last_attempts if losses == MAX_LOSSES - 1 else self._waiting).append(request)
+                (self._alone if losses >= _ALONE_AFTER else self._waiting).append(request)
 
     def _clear_requests(self) -> None:
         self._router.clear()
         self._losses.clear()
         self._waiting.clear()
-        self._last_attempts.clear()
+        self._alone.clear()
 
     def _send_all(self, kind: str) -> None:
         for worker in self.workers:

@@ -54,6 +54,7 @@ def _poll(workers: Sequence[ProcessWorker]) -> Iterator[tuple[ProcessWorker, Rep
                 yield worker, worker.pipe.recv()
             except (EOFError, OSError):
                 worker.process.join(timeout=5)
+                worker.kill()  # if it hangs at its end
                 yield worker, WorkerDied(f"ended with exit code {worker.process.exitcode}")
 
 
@@ -61,7 +62,6 @@ class ProcessWorker(Worker):
     """An engine in a local process, which ends when its pipe is closed."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions, share: int) -> None:
-        self.name = f"the engine on {model.device}"
         self._arguments = (model, options, share)
         self._sender = ThreadPoolExecutor(max_workers=1)  # an engine that hangs does not read its pipe
         self.start()
@@ -72,6 +72,7 @@ class ProcessWorker(Worker):
         self.process: BaseProcess = context.Process(target=_main, args=(theirs, *self._arguments), daemon=True)
         self.process.start()
         theirs.close()
+        self.name = f"the engine on {self._arguments[0].device}, process {self.process.pid}"
 
     def send(self, kind: str, content: Any = None) -> None:
         self._sender.submit(self.pipe.send_bytes, ForkingPickler.dumps((kind, content)))
