@@ -35,6 +35,8 @@ _ALONE_AFTER = 2
 """Lost engines after which a request has an engine to itself, so that it fails alone if it ends engines."""
 MAX_RESTARTS = 8
 """Maximum of restarts of an engine without an answer in between."""
+_LOAD_TIMEOUT = 10
+"""Time to load an engine, in stall timeouts."""
 
 OnRejected: TypeAlias = Callable[[GenerationRequest, Exception], None]
 
@@ -67,7 +69,8 @@ class Worker:
     figures: Mapping[str, float] | None = None
     losses = 0  # since the last answer
     answered = False
-    silent_s = 0.0  # without a report while it has requests
+    placed = True  # whether it has a process
+    silent_s = 0.0  # without a report while it loads or has requests
     error: Exception | None = None  # why it was killed
 
     def start(self) -> None:
@@ -179,7 +182,7 @@ class DataParallelEngine:
             worker.send("add", batch)
 
     def _poll(self, on_rejected: OnRejected) -> list[RequestOutput]:
-        """Handle the reports of workers, and kill those that hang. Returns the answers."""
+        """Handle the reports of workers. Returns the answers."""
         self._all += self._new_workers()
         answers: list[RequestOutput] = []
         for worker, report in self._poll_workers(self._all):
@@ -195,14 +198,23 @@ class DataParallelEngine:
                     worker.losses = MAX_RESTARTS  # it would fail again
                 worker.error = report.error
                 worker.kill()
+        self._kill_hung_workers()
+        return answers
+
+    def _kill_hung_workers(self) -> None:
         now = time.monotonic()
         elapsed, self._polled = min(now - self._polled, 1.0), now  # a longer pause was one of this process
-        for worker in self._router.busy_workers():
-            worker.silent_s += elapsed
-            if worker.silent_s > self.options.stall_timeout_s and worker.error is None:
-                worker.error = WorkerDied(f"killed after {self.options.stall_timeout_s:g} s without a step")
+        busy = self._router.busy_workers()
+        for worker in self._all:
+            loading = worker not in self._router.workers
+            if worker in busy or (loading and worker.placed):
+                worker.silent_s += elapsed
+            timeout = self.options.stall_timeout_s * (_LOAD_TIMEOUT if loading else 1)
+            if worker.silent_s > timeout and worker.error is None:
+                worker.error = WorkerDied(
+                    f"killed after {timeout:g} s {'in which it did not load' if loading else 'without a step'}"
+                )
                 worker.kill()
-        return answers
 
     def _handle_report(self, worker: Worker, report: Report, on_rejected: OnRejected) -> list[RequestOutput]:
         if worker not in self._router.workers:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 
 from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.llama.child_process import start_child
 from swe_infer.llama.data_parallel import DataParallelEngine, Report, Worker, WorkerDied
 from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import Engine, EngineOptions, PromptTooLong, threads_for
@@ -59,7 +57,7 @@ def _poll(workers: Sequence[ProcessWorker]) -> Iterator[tuple[ProcessWorker, Rep
 
 
 class ProcessWorker(Worker):
-    """An engine in a local process, which ends when its pipe is closed."""
+    """An engine in a local process, which ends with its parent."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions, share: int) -> None:
         self._arguments = (model, options, share)
@@ -67,10 +65,8 @@ class ProcessWorker(Worker):
         self.start()
 
     def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_main, args=(theirs, *self._arguments), daemon=True)
-        self.process.start()
+        self.pipe, theirs = Pipe()
+        self.process = start_child(_main, theirs, *self._arguments)
         theirs.close()
         self.name = f"the engine on {self._arguments[0].device}, process {self.process.pid}"
 
@@ -81,16 +77,14 @@ class ProcessWorker(Worker):
         self.process.kill()
 
     def close(self) -> None:
-        self._sender.submit(self.pipe.close)
-        self._sender.shutdown(wait=False)
-        self.process.join(timeout=5)
         self.process.kill()
         self.process.join()
+        self._sender.shutdown()
+        self.pipe.close()
 
 
 def _main(pipe: Connection, model: LlamaModel, options: EngineOptions, share: int) -> None:
-    """Entry point of the process. Only the parent reacts to Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Entry point of the process."""
 
     def receive(block: bool) -> Any:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import queue
 import threading
 import time
@@ -58,7 +59,7 @@ class EngineActor:
         logging.basicConfig(level=logging.INFO)
         self._arguments = (model, options, threads)
         self._start = 0
-        self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def run(self, start: int) -> Iterator[str | Report]:
         """Load and run the engine. Yields its location, then its reports."""
@@ -73,10 +74,13 @@ class EngineActor:
         threading.Event().wait()  # the parent ends the process, which may hold a GPU's memory
 
     def _receive(self, block: bool) -> Any:
-        return self._commands.get() if block or not self._commands.empty() else None
+        return pickle.loads(self._commands.get()) if block or not self._commands.empty() else None
 
-    def send(self, start: int, command: Any) -> None:
-        """Send a command to the engine, unless it was meant for the engine before a restart."""
+    def send(self, start: int, command: bytes) -> None:
+        """Send a pickled command to the engine, unless it was meant for the engine before a restart.
+
+        ``run`` unpickles it and reports the errors: nothing waits for the result of this method.
+        """
         if start == self._start:
             self._commands.put(command)
 
@@ -92,11 +96,14 @@ class RayWorker(Worker):
 
     def start(self) -> None:
         self._starts += 1
-        self.located = False
+        self.placed = False
         self.reports = self._actor.run.options(concurrency_group="run", num_returns="streaming").remote(self._starts)
 
     def send(self, kind: str, content: Any = None) -> None:
-        self._actor.send.options(concurrency_group="send").remote(self._starts, (kind, content))
+        from ray import cloudpickle
+
+        command = cloudpickle.dumps((kind, content))
+        self._actor.send.options(concurrency_group="send").remote(self._starts, command)
 
     def kill(self) -> None:
         import ray
@@ -159,16 +166,16 @@ class _Actors:
                 try:
                     report = ray.get(next(worker.reports))
                 except (ray.exceptions.RayError, StopIteration) as error:
-                    if worker.located or not isinstance(error, ray.exceptions.ActorUnavailableError):
+                    if worker.placed or not isinstance(error, ray.exceptions.ActorUnavailableError):
                         yield worker, WorkerDied(ray_error_line(error))
                     else:  # Ray has not restarted it yet
                         worker.start()
                 else:
-                    if worker.located:
+                    if worker.placed:
                         yield worker, report
                     else:
-                        worker.name, worker.located = report, True
-        if any(worker.located for worker in workers):
+                        worker.name, worker.placed = report, True
+        if any(worker.placed for worker in workers):
             self._warn_at = time.monotonic() + _WARN_AFTER_S
         elif time.monotonic() > self._warn_at:
             self._warn_at = time.monotonic() + _WARN_AFTER_S

@@ -10,11 +10,9 @@ Only gloo has been tested. With NCCL, its own watchdog detects a rank that ends 
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import sys
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import torch
 from torch import distributed
 
 from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.llama.child_process import start_child
 from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.memory import DeviceMemory, cache_bytes
@@ -97,15 +96,11 @@ class TensorParallelGroup:
         self._store = distributed.TCPStore(  # type: ignore[attr-defined]
             "127.0.0.1", 0, self.shard.count, is_master=True, wait_for_workers=False, timeout=_TIMEOUT
         )
-        context = multiprocessing.get_context("spawn")
         self._ranks: list[tuple[Connection, BaseProcess]] = []
         for rank in range(1, self.shard.count):
-            ours, theirs = context.Pipe()
+            ours, theirs = Pipe()
             part = TPRank(rank, self.shard.count)
-            process: BaseProcess = context.Process(
-                target=_serve_rank, args=(theirs, model, directory, config, part, self._store.port), daemon=True
-            )
-            process.start()
+            process = start_child(_serve_rank, theirs, model, directory, config, part, self._store.port)
             theirs.close()
             self._ranks.append((ours, process))
 
@@ -174,9 +169,8 @@ class TensorParallelGroup:
             distributed.destroy_process_group()
         for _, process in self._ranks:
             process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-                process.join()
+            process.kill()
+            process.join()
 
 
 def _init_process_group(store: Any, shard: TPRank, device: str) -> None:
@@ -191,7 +185,6 @@ def _serve_rank(
     pipe: Connection, model: LlamaModel, directory: Path, config: LlamaConfig, shard: TPRank, port: int
 ) -> None:
     """Entry point of the other ranks: load, connect, then run steps until the leader closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the leader reacts to Ctrl-C
     if model.device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // shard.count))
     try:

@@ -31,13 +31,20 @@ def options(sequences: int = 2) -> EngineOptions:
 
 
 def thread_worker(
-    model: LlamaModel, name: str, fatal: Collection[str] = (), *, dies: bool = False, sequences: int = 2
+    model: LlamaModel,
+    name: str,
+    fatal: Collection[str] = (),
+    *,
+    dies: bool = False,
+    hangs: int = 0,
+    sequences: int = 2,
 ) -> Any:
     """A worker whose engine runs in a thread of this process, as in an actor.
 
     Args:
         fatal: keys of requests that end it.
         dies: whether any request ends it.
+        hangs: number of starts after which it reports nothing.
     """
 
     class ThreadWorker(Worker):
@@ -52,7 +59,7 @@ def thread_worker(
 
         def start(self) -> None:
             self.starts += 1
-            self.lost = False
+            self.lost, self.paused = False, self.starts <= hangs
             self.commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
             self.reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
             threading.Thread(target=self.serve, args=(self.commands, self.reports), daemon=True).start()
@@ -109,7 +116,9 @@ def model(checkpoint: Path) -> LlamaModel:
     return LlamaModel(path=str(checkpoint))
 
 
-def group_of(model: LlamaModel, *workers: Any, sequences: int = 2) -> DataParallelEngine:
+def group_of(
+    model: LlamaModel, *workers: Any, sequences: int = 2, stall_timeout_s: float = 600.0
+) -> DataParallelEngine:
     waiting = list(workers)
 
     def new_workers() -> list[Any]:
@@ -117,7 +126,8 @@ def group_of(model: LlamaModel, *workers: Any, sequences: int = 2) -> DataParall
         waiting.clear()
         return new
 
-    return DataParallelEngine(model, options(sequences), new_workers, poll, wait_for_all=False)
+    limits = replace(options(sequences), stall_timeout_s=stall_timeout_s)
+    return DataParallelEngine(model, limits, new_workers, poll, wait_for_all=False)
 
 
 def requests(count: int = 12) -> list[GenerationRequest]:
@@ -188,6 +198,13 @@ def test_if_no_engine_is_left_the_error_says_why(model: LlamaModel) -> None:
     group = group_of(model, thread_worker(model, "engine", dies=True))
     with pytest.raises(WorkerDied, match=r"^no engine is left; the last one: engine: was lost$"):
         list(group.generate((ask(n, random_prompt(20, n), 4) for n in range(1000)), refuse))
+    group.close()
+
+
+def test_an_engine_that_hangs_while_it_loads_is_started_again(model: LlamaModel) -> None:
+    worker = thread_worker(model, "engine", hangs=1)
+    group = group_of(model, worker, stall_timeout_s=0.3)
+    assert worker.starts >= 2
     group.close()
 
 

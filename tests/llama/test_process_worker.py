@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -145,6 +147,21 @@ def test_a_killed_engine_and_a_hung_one_return(checkpoint: Path) -> None:
     workers = group.workers
     group.close()
     assert not any(_process(worker).is_alive() for worker in workers)
+
+
+def test_only_its_parent_ends_a_child() -> None:
+    """Terminals and Slurm send signals to all processes. The parent then exits without waiting for its children."""
+    code = (
+        "import os, signal, time\n"
+        "from swe_infer.llama.child_process import start_child\n"
+        "child = start_child(time.sleep, 600)\n"
+        "os.kill(child.pid, signal.SIGINT)\n"
+        "os.kill(child.pid, signal.SIGTERM)\n"
+        "child.join(timeout=1)\n"
+        "print(child.exitcode)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 
 def test_a_load_error_is_raised_in_the_parent(checkpoint: Path) -> None:
