@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pickle import PicklingError
 from typing import Any, TypeAlias
 
 from swe_infer.errors import ConfigError, SweInferError
@@ -158,7 +159,7 @@ class DataParallelEngine:
             yield from self._poll(on_rejected)
 
     def _assign_requests(self, source: Iterator[GenerationRequest]) -> None:
-        """Assign requests while workers have capacity.
+        """Assign requests while workers have capacity. Raises ConfigError if a drafter cannot be pickled.
 
         Those that must be alone run when no other waits, so that no engine idles for them, and first on an engine
         that was lost: each new batch could end it again.
@@ -179,7 +180,12 @@ class DataParallelEngine:
             message = request.without_source(), request.source if source_needed else None
             batches.setdefault(chosen, []).append(message)
         for worker, batch in batches.items():
-            worker.send("add", batch)
+            try:
+                worker.send("add", batch)
+            except (AttributeError, TypeError, PicklingError) as error:
+                raise ConfigError(
+                    f"decoding.drafter: several engines need one that can be pickled: {error}"
+                ) from error
 
     def _poll(self, on_rejected: OnRejected) -> list[RequestOutput]:
         """Handle the reports of workers. Returns the answers."""
@@ -257,7 +263,8 @@ class DataParallelEngine:
             self._losses[request.key] += 1
             losses = self._losses[request.key]
             if losses == MAX_LOSSES:
-                on_rejected(request, WorkerDied(f"{losses} engines ended while they computed this request"))
+                why = f"{losses} engines ended while they computed this request; the last one: {error}"
+                on_rejected(request, WorkerDied(why))
             else:
                 (self._alone if losses >= _ALONE_AFTER else self._waiting).append(request)
 

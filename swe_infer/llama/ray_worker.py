@@ -180,4 +180,4 @@ class _Actors:
         elif time.monotonic() > self._warn_at:
             self._warn_at = time.monotonic() + _WARN_AFTER_S
             free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-            _log.warning("no engine runs yet: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
+            _log.warning("no engine runs: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)

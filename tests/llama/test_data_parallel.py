@@ -164,7 +164,9 @@ def test_requests_that_kill_engines_fail_alone(model: LlamaModel) -> None:
     answers = list(
         group.generate(requests(48), lambda r, e: rejected.update({str(r.key): f"{type(e).__name__}: {e}"}))
     )
-    assert rejected == dict.fromkeys(fatal, "WorkerDied: 4 engines ended while they computed this request")
+    why = "WorkerDied: 4 engines ended while they computed this request; the last one: engine %d: was lost"
+    assert rejected.keys() == set(fatal)
+    assert set(rejected.values()) <= {why % 0, why % 1}
     assert sorted(str(answer.request.key) for answer in answers) == sorted(
         str(n) for n in range(48) if str(n) not in fatal
     )

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -92,6 +92,16 @@ def test_invalid_requests_are_rejected_and_the_rest_complete(group: DataParallel
     answers = list(group.generate(asked, lambda r, e: rejected.append((r.key, type(e).__name__))))
     assert [answer.request.key for answer in answers] == ["good"]
     assert sorted(rejected) == [("bad", "ValueError"), ("long", "PromptTooLong")]
+
+
+def test_a_drafter_that_cannot_be_sent_is_named(group: DataParallelEngine) -> None:
+    drafter: Any = type("Local", (), {"create": None})()
+    asked = [dataclasses.replace(ask("a", random_prompt(9, 0), 3), drafter=drafter)]
+    with pytest.raises(
+        ConfigError, match=r"^decoding\.drafter: several engines need one that can be pickled: Can't pickle"
+    ):
+        list(group.generate(asked, _refuse))
+    group.abandon()
 
 
 def test_no_request_starts_after_a_stop(group: DataParallelEngine) -> None:
