@@ -98,9 +98,10 @@ def bounded(transport: Any) -> Any:
             async with aclosing(super().aiter_raw(chunk_size)) as parts:
                 async for part in parts:
                     self._received += len(part)
-                    if self._received > self._limit():
+                    if (excess := self._received - self._limit()) > 0:
                         if self.is_success:
                             raise BodyTooLarge(_describe(self._limit()))
+                        yield part[: len(part) - excess]
                         return
                     yield part
 
@@ -111,10 +112,10 @@ def bounded(transport: Any) -> Any:
                 async with aclosing(super().aiter_bytes(chunk_size)) as parts:
                     async for part in parts:
                         total += len(part)
-                        if total > self._limit():
+                        if (excess := total - self._limit()) > 0:
                             if self.is_success:
                                 raise BodyTooLarge(_describe(self._limit()))
-                            yield part[: len(part) - (total - self._limit())]
+                            yield part[: len(part) - excess]
                             return
                         if events is not None and self.is_success:
                             events.add(part)

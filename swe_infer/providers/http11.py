@@ -26,6 +26,8 @@ _MAX_HEAD_BYTES = 100 << 10
 """Maximum bytes of a response's status line and headers."""
 _MAX_UNREAD_BYTES = 1 << 20
 """Received bytes that are not read yet, from which on the socket is not read either."""
+_EVENTS_AT_ONCE = 500
+"""Parsed events, from which on other tasks of the event loop run: a server may send chunks of one byte."""
 _NEXT_ADDRESS_S = 0.25
 """Seconds until a host's next address is tried, too (RFC 8305)."""
 _QUIET_S = 60
@@ -155,7 +157,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._transport: asyncio.Transport
-        self._unread_bytes = 0
+        self._unread_bytes = self._events = 0
         self._is_reading = self._may_write = True
         self._has_ended = False
         self._error: Exception | None = None
@@ -269,6 +271,9 @@ class _Connection(asyncio.Protocol):
         Raises:
             ReadTimeout, ReadError, RemoteProtocolError
         """
+        self._events += 1
+        if self._events % _EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         try:
             while (event := self._parser.next_event()) is h11.NEED_DATA:
                 if self._error is not None:

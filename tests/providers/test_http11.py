@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from swe_infer.errors import RequestError
-from swe_infer.providers.bounds import WHOLE_BYTES
+from swe_infer.errors import ContextOverflow, RequestError
+from swe_infer.providers.bounds import ERROR_BYTES, WHOLE_BYTES
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
@@ -130,6 +130,37 @@ def test_connections_are_used_again_until_the_server_closes_them_or_says_anythin
 
     assert asyncio.run(answers()) == [200] * 6
     assert connections == 3
+
+
+def test_many_small_parts_of_an_answer_do_not_keep_other_tasks_waiting() -> None:
+    parts, turns, longest = 20_000, 0, 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * parts + b"0\r\n\r\n")
+        await writer.drain()
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def read() -> int:
+        nonlocal longest
+        async with serving(handle) as url, client() as http, http.stream("POST", url, content="x") as response:
+            await asyncio.sleep(0.3)  # all of the answer has arrived
+            others = asyncio.create_task(count_turns())
+            received = in_turn = last = 0
+            async for part in response.aiter_raw():
+                received += len(part)
+                in_turn = in_turn + 1 if turns == last else 0
+                last, longest = turns, max(longest, in_turn)
+            others.cancel()
+            return received
+
+    assert asyncio.run(read()) == parts
+    assert longest <= 1000
 
 
 def test_no_more_connections_than_requests_at_once_and_each_until_its_answer_is_read() -> None:
@@ -349,6 +380,28 @@ def test_later_answers_are_read_in_every_compression_and_up_to_the_same_bounds()
 
     asyncio.run(answers())
     assert found == [text for _, _, text in sent]
+
+
+def test_an_error_longer_than_its_bound_is_classified_by_its_beginning() -> None:
+    content = b"The prompt is too long. " + b"x" * (3 * ERROR_BYTES)
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\n\r\n%b" % (len(content), content))
+            await writer.drain()
+
+    async def errors() -> None:
+        async with serving(handle) as url:
+            provider = OpenAIChat(base_url=f"{url}v1", api_key_env=None, pricing_id="free")
+            await provider.open()
+            for number in range(2):  # through the SDK, and without it
+                request = Request(f"i-{number}", 0, Prompt(None, "Fix it."), Decoding())
+                with pytest.raises(ContextOverflow, match="The prompt is too long"):
+                    await provider.complete(request, ApiModel(name="gpt-4o"), timeout_s=60)
+            await provider.close()
+
+    asyncio.run(errors())
 
 
 def test_the_sdk_prepares_one_request_of_many(server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
