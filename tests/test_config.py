@@ -16,12 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer import config
 from swe_infer.cli.hydra_errors import one_line
+from swe_infer.conf_files import node_of
 from swe_infer.errors import ConfigError
 from swe_infer.options import parameters_of
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Decoding
 from tests.support import option_docs
-from tests.support.options import CONF, OPTIONS, composed, composed_by_hydra, option_composed
+from tests.support.options import CONF, OPTIONS, composed, composed_by_hydra, examples, option_composed
 
 
 def error_of(*overrides: str) -> str:
@@ -46,8 +47,11 @@ def fault_of_option(group: str, option: str) -> str | None:
 
 
 @pytest.mark.slow
-def test_every_option_composes_and_its_parts_are_built() -> None:
-    assert [fault for option in OPTIONS if (fault := fault_of_option(*option))] == []
+def test_an_option_of_each_kind_composes_and_its_parts_are_built(request: pytest.FixtureRequest) -> None:
+    """With ``--all``, every option."""
+    of_each_kind = [(group, option) for (group, *_), option in examples().items()]
+    options = OPTIONS if request.config.getoption("full") else of_each_kind
+    assert [fault for option in options if (fault := fault_of_option(*option))] == []
 
 
 @pytest.mark.full
@@ -59,9 +63,7 @@ def test_an_option_of_a_kind_composes_as_the_other_options_of_the_kind() -> None
 def faults_of_keys(group: str, option: str) -> Iterator[str]:
     """The differences between the keys of an option's YAML file and the arguments of its class."""
     choice = f"{group}={option}"
-    node: Any = option_composed(group, option)
-    for part in group.split("/"):
-        node = node.get(part) or {}
+    node = node_of(group, option)
     if "_target_" not in node:
         return  # an experiment, or an option that stands for none: it combines others and has no class of its own
     parameters = parameters_of(get_object(node["_target_"]))
