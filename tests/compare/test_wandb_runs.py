@@ -21,6 +21,7 @@ from swe_infer.config import resolved
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.download import WandbAddress
 from swe_infer.tracking.wandb import WandbTracker
+from swe_infer.tracking.writer import SweepWriter
 from tests.support import commands
 from tests.support.wandb_server import API_KEY, FakeRun, FakeWandbServer, served
 from tests.tracking.scripted import CONFIG, info, play
@@ -30,18 +31,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Tracked:
-    """A project with two finished runs and one in progress."""
+    """A project with two finished runs and one in progress, and another project with one whose configuration is
+    complete."""
 
     server: FakeWandbServer
     home: Path
     first: Path
     second: Path
+    config: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
     home, runs = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("runs")
     with served(home) as (server, _):
+        writer = SweepWriter()  # one process for all runs
         for number, group in ((1, "g"), (2, None)):
             directory = runs / f"r{number}"
             directory.mkdir()
@@ -51,11 +55,20 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
                 project="a-project", group=group, name=f"the {number}. run", log_answers=number == 1
             )
             files = ("predictions.jsonl", "records.jsonl", "summary.json", "config.yaml")
+            tracker.share(writer)
             run = info(directory, f"run-{number}", config=config)
             play(directory, tracker, run, range(4 * number), failing=(3,), files=files)
+            writer.wait()
+        with composer(None) as composing:
+            config = resolved(composing.compose(["model=gpt-4o", "decoding.top_p=0.9", "tracker.tags=[a]"]).cfg)
+        (runs / "r9").mkdir()
+        tracker = WandbTracker(project="b-project")
+        tracker.share(writer)
+        play(runs / "r9", tracker, info(runs / "r9", "run-9", config=config), range(2), files=())
+        writer.finish()
         fields = {"project": "a-project", "displayName": "at work"}
         server.runs["run-3"] = FakeRun("run-3", fields=fields)
-        yield Tracked(server, home, runs / "r1", runs / "r2")
+        yield Tracked(server, home, runs / "r1", runs / "r2", config)
 
 
 def loaded(*paths: str) -> list[LoadedRun]:
@@ -87,13 +100,13 @@ def test_runs_of_a_server_and_of_directories_are_compared_with_each_other(tracke
 
 
 def test_a_group_is_its_runs_and_nothing_is_fetched_twice(tracked: Tracked) -> None:
-    before = loaded("wandb:team/a-project/groups/g")
+    addresses = ("wandb:team/a-project/groups/g", "wandb:team/a-project/run-2")
+    before = loaded(*addresses)
     mark = len(tracked.server.operations)
-    (run,) = loaded("wandb:team/a-project/groups/g")
+    run, other = loaded(*addresses)
     assert run.address == "wandb:team/a-project/run-1"
     assert run.results == before[0].results
     assert read_texts(run)["instance-0000", 0].answer == "an answer"
-    (other,) = loaded("wandb:team/a-project/run-2")
     texts = read_texts(other)["instance-0001", 0]
     assert (texts.answer, texts.patch) == ("", "x" * 1000)
     assert other.remark == "from W&B without full answers (tracker.log_answers=false)"
@@ -118,18 +131,14 @@ def test_verdicts_of_a_later_evaluation_are_read_too(tracked: Tracked) -> None:
     assert read.summary["wall_s"] is not None
 
 
-def test_a_run_starts_from_the_configuration_of_one_on_the_server(tracked: Tracked, tmp_path: Path) -> None:
-    with composer(None) as composing:
-        config = resolved(composing.compose(["model=gpt-4o", "decoding.top_p=0.9", "tracker.tags=[a]"]).cfg)
-    directory = tmp_path / "r9"
-    directory.mkdir()
-    play(directory, WandbTracker(project="b-project"), info(directory, "run-9", config=config), range(2), files=())
+def test_a_run_starts_from_the_configuration_of_one_on_the_server(tracked: Tracked) -> None:
+    config = tracked.config
     address = "wandb:team/b-project/run-9"
     given = hydra_arguments([f"from={address}", "decoding.temperature=1"])
     with composer(None) as composing:
         started = resolved(composing.compose(given).cfg)
     assert started == {**config, "from": address, "decoding": {**config["decoding"], "temperature": 1}}
-    for absent in ("wandb:team/b-project/run-10", "wandb:team/b-project", "wandb:team/a-project/run-3"):
+    for absent in ("wandb:team/b-project", "wandb:team/a-project/run-3"):
         with pytest.raises(ConfigError) as refused:
             hydra_arguments([f"from={absent}"])
         assert str(refused.value).startswith(f"from={absent}: ")

@@ -101,8 +101,9 @@ def test_a_directory_that_cannot_be_made_costs_one_warning(tmp_path: Path, caplo
     assert len(warnings(caplog)) == 1
 
 
-def test_a_record_costs_the_run_a_few_calls(tmp_path: Path) -> None:
-    tracker = WandbTracker()
+def test_a_record_costs_the_run_a_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    another_wandb(tmp_path / "shadow", monkeypatch, "import time; time.sleep(3600)")
+    tracker = WandbTracker(finish_timeout_s=1.0)
     tracker.start(info(tmp_path))
     totals = {"completed": 1, "patches": {"applies": 1}, "usage": {"input_tokens": 5}, "stats": {"concurrency": 1.0}}
     tracker.record({}, totals)  # Python caches the results of isinstance

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 
 from swe_infer.tracking.wandb import WandbTracker
 from tests.support.wandb_files import OfflineRun, read_offline_runs
+from tests.support.wandb_server import API_KEY, served
 from tests.tracking.scripted import CONFIG, SUMMARY_KEYS, info, play
 
 SECRETS = {
@@ -36,13 +38,14 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str | None]:
-    """A run with ten answers, a failure and a skip: run directory, home directory, tracker address."""
+    """A run with ten answers, a failure and a skip: run directory, home directory, tracker address. WANDB_MODE is
+    offline, and there is a key."""
     directory, home = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**SECRETS, "HOME": str(home)}.items():
-            patch.setenv(name, value)
-        for name in [n for n in os.environ if n.startswith(("WANDB_", "XDG_"))]:
+    with served(home) as (server, patch):
+        for name in [n for n in os.environ if n.startswith("XDG_")]:
             patch.delenv(name)
+        for name, value in {**SECRETS, "WANDB_MODE": "offline"}.items():
+            patch.setenv(name, value)
         tracker = WandbTracker(
             project="a-project",
             group="a-group",
@@ -53,6 +56,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str |
         )
         run = info(directory)
         play(directory, tracker, run, range(12), failing=(5,), skipped=(6,), pause_s=0.15, exit_status=1)
+        assert server.bodies == [], "WANDB_MODE=offline wins over a key"
     return directory, home, tracker.address
 
 
@@ -160,7 +164,7 @@ def test_nothing_about_the_machine_or_its_user_and_no_secret_is_written(
     assert not {"host", "git", "settings"} & offline.run.keys()
     for path in (tracked[0] / "wandb").rglob("*"):
         data = path.read_bytes() if path.is_file() else b""
-        for secret in SECRETS.values():
+        for secret in (*SECRETS.values(), API_KEY):
             assert secret.encode() not in data, f"{path} holds a secret"
         if path.suffix == ".wandb":
             assert socket.gethostname().encode() not in data or len(socket.gethostname()) < 4
@@ -265,15 +269,24 @@ def test_a_killed_run_leaves_its_metrics_and_shows_as_crashed(tmp_path: Path) ->
     assert run.history[-1]["completed"] > 1
 
 
+@pytest.fixture
+def moved(tracked: tuple[Path, Path, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The run in another place, and its user's home directory."""
+    directory, home, _ = tracked
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(home))
+    state = (directory / "wandb" / "state.json").read_text()
+    directory.rename(tmp_path / "moved")
+    yield tmp_path / "moved"
+    (tmp_path / "moved").rename(directory)
+    (directory / "wandb" / "state.json").write_text(state)
+
+
 def test_the_api_key_is_used_only_for_directories_that_this_user_tracked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    moved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    own = tmp_path / "own"
-    play(own, WandbTracker(), info(own), range(1), instances=1)
-    received, moved = tmp_path / "received", tmp_path / "moved"
-    shutil.copytree(own, received, symlinks=True)
-    own.rename(moved)
+    received = tmp_path / "received"
+    shutil.copytree(moved, received, symlinks=True)
     assert WandbTracker.of_run(moved) is not None
     assert caplog.messages == []
     assert WandbTracker.of_run(received) is None

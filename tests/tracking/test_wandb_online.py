@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 from swe_infer.run_directory.records import records_of
 from swe_infer.tracking.wandb import WandbTracker
 from swe_infer.tracking.writer import SweepWriter
+from tests.support import commands
 from tests.support.wandb_files import read_offline_runs
 from tests.support.wandb_server import API_KEY, FakeWandbServer, served
 from tests.tracking.scripted import CONFIG, info, play
@@ -40,7 +40,7 @@ class _Keep(logging.Handler):
 
 @dataclass
 class Online:
-    """A run and the server that received it."""
+    """A run in two sessions, and the server that received it."""
 
     server: FakeWandbServer
     directory: Path
@@ -56,8 +56,9 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
     logging.getLogger("swe_infer").addHandler(handler)
     try:
         with served(tmp_path_factory.mktemp("home")) as (server, _):
-            tracker = WandbTracker(project="a-project", group="a-group", tags=("one",), log_interval_s=0.2)
-            play(directory, tracker, info(directory), range(12), failing=(5,), pause_s=0.15)
+            for numbers in (range(4), range(4, 12)):
+                tracker = WandbTracker(project="a-project", group="a-group", tags=("one",), log_interval_s=0.2)
+                play(directory, tracker, info(directory), numbers, failing=(5,), pause_s=0.15)
             yield Online(server, directory, tracker.address, [record.getMessage() for record in records])
     finally:
         logging.getLogger("swe_infer").removeHandler(handler)
@@ -67,11 +68,11 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_with_a_key_the_server_gets_the_whole_run(online: Online) -> None:
+def test_with_a_key_the_server_gets_both_sessions_as_one_run(online: Online) -> None:
     assert online.warnings == []
     (run,) = online.server.runs.values()
     assert online.address == f"{online.server.url}/team/a-project/runs/run-0001"
-    assert (run.run_id, run.exit_code) == ("run-0001", 0)
+    assert (run.run_id, run.exit_code, run.sessions) == ("run-0001", 0, 2)
     assert run.fields["groupName"] == "a-group"
     assert run.fields["tags"] == ["one"]
     assert {key: run.config[key]["value"] for key in CONFIG} == CONFIG
@@ -105,16 +106,6 @@ def test_no_secret_reaches_the_server_but_the_key_in_its_header(online: Online) 
         assert not path.is_file() or API_KEY.encode() not in path.read_bytes()
 
 
-def test_a_resumed_run_goes_on_in_the_same_run(server: FakeWandbServer, tmp_path: Path) -> None:
-    for numbers in (range(4), range(4, 10)):
-        play(tmp_path, WandbTracker(log_interval_s=0.2), info(tmp_path), numbers, pause_s=0.2)
-    (run,) = server.runs.values()
-    assert run.sessions == 2
-    steps = [row["_step"] for row in run.history]
-    assert steps == sorted(set(steps))
-    assert run.summary["completed"] == 10
-
-
 def test_a_server_that_is_down_costs_one_warning_and_a_later_sync_is_whole(
     server: FakeWandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,8 +120,9 @@ def test_a_server_that_is_down_costs_one_warning_and_a_later_sync_is_whole(
     assert tracker.address is not None
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     assert f"swe-infer-runs sync {tmp_path}" in warning
-    command = [sys.executable, "-m", "swe_infer.runs", "sync", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = commands.run("swe_infer.runs", "sync", str(tmp_path), cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
     (run,) = server.runs.values()
     assert run.summary["completed"] == 8
     assert run.exit_code == 0
@@ -193,15 +185,6 @@ def test_a_server_that_hangs_in_the_middle_neither_slows_the_run_nor_holds_its_e
     run = read_offline_runs(tmp_path)[0]  # what the server did not take is on disk
     assert run.run["run_id"] == "run-0001"
     assert run.history[-1]["completed"] > 10
-
-
-def test_wandb_mode_offline_in_the_environment_wins_over_a_key(
-    server: FakeWandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    play(tmp_path, WandbTracker(), info(tmp_path), range(2))
-    assert server.bodies == []
-    assert read_offline_runs(tmp_path)[0].summary["completed"] == 2
 
 
 def test_under_a_sweep_agent_the_run_is_the_agents(
