@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 
 def start_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    """Run ``target`` in a new process, in which SIGINT and SIGTERM are blocked.
+    """Run ``target`` in a new process, which ends with this one. SIGINT and SIGTERM are blocked in it.
 
     Terminals, Slurm and ``timeout`` send these to every process of a command. Its children must continue, so that it
     can finish requests in flight.
     """
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(target, *arguments), daemon=True)
     resource_tracker.ensure_running()  # its start unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -24,6 +26,18 @@ def start_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
+
+
+def _run(target: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    target(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # without waiting for a model that is being loaded
 
 
 @atexit.register

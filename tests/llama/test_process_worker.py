@@ -159,8 +159,9 @@ def test_a_killed_engine_and_a_hung_one_return(checkpoint: Path) -> None:
     assert not any(_process(worker).is_alive() for worker in workers)
 
 
-def test_only_its_parent_ends_a_child() -> None:
-    """Terminals and Slurm send signals to all processes. The parent then exits without waiting for its children."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_child_ends_with_its_parent_alone(killed: bool) -> None:
+    """Terminals and Slurm send signals to all processes. ``run`` waits for the child, which has its output open."""
     code = (
         "import os, signal, time\n"
         "from swe_infer.llama.child_process import start_child\n"
@@ -168,10 +169,12 @@ def test_only_its_parent_ends_a_child() -> None:
         "os.kill(child.pid, signal.SIGINT)\n"
         "os.kill(child.pid, signal.SIGTERM)\n"
         "child.join(timeout=1)\n"
-        "print(child.exitcode)\n"
+        "print(child.exitcode, flush=True)\n"
+        f"{'os.kill(os.getpid(), signal.SIGKILL)' if killed else ''}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+    status = -signal.SIGKILL if killed else 0
+    assert (done.returncode, done.stdout, done.stderr) == (status, "None\n", "")
 
 
 def test_a_load_error_is_raised_in_the_parent(checkpoint: Path) -> None:
