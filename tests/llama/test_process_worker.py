@@ -177,6 +177,7 @@ def test_a_child_ends_with_its_parent_alone(killed: bool) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, "None\n", "")
 
 
+@pytest.mark.full
 def test_a_load_error_is_raised_in_the_parent(checkpoint: Path) -> None:
     model = LlamaModel(path=str(checkpoint), peft_path=str(checkpoint))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):

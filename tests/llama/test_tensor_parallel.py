@@ -47,11 +47,23 @@ def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("biased"), attention_bias=True, mlp_bias=True)
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[EnginePool]:
+    """Tests share its engine, as a second rank takes seconds to start."""
+    pool = EnginePool()
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
-def divided(biased: Path) -> Iterator[Engine]:
-    engine = Engine.load(LlamaModel(path=str(biased), tensor_parallel=2, dtype="float32"), options())
-    yield engine
-    engine.close()
+def divided(biased: Path, pool: EnginePool) -> Engine:
+    return engine_of_pool(pool, biased)
+
+
+def engine_of_pool(pool: EnginePool, checkpoint: Path) -> Engine:
+    engine = pool.get(LlamaModel(path=str(checkpoint), tensor_parallel=2, dtype="float32"), options())
+    assert isinstance(engine, Engine)
+    return engine
 
 
 def tokens(engine: Engine, asked: list[GenerationRequest]) -> dict[str, tuple[int, ...]]:
@@ -91,11 +103,8 @@ def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("during_a_step", [True, pytest.param(False, marks=pytest.mark.full)])
-def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, during_a_step: bool) -> None:
-    pool = EnginePool()
-    model = LlamaModel(path=str(biased), tensor_parallel=2, dtype="float32")
-    engine = pool.get(model, options())
-    assert isinstance(engine, Engine)
+def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, pool: EnginePool, during_a_step: bool) -> None:
+    engine = engine_of_pool(pool, biased)
     assert engine._tp_group is not None
     ((_, process),) = engine._tp_group._ranks
     assert process.pid is not None
@@ -117,9 +126,8 @@ def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, during_a_step: boo
     engine.abandon()
     assert not engine.usable
     if during_a_step:
-        again = pool.get(model, options())
+        again = engine_of_pool(pool, biased)
         assert list(again.generate([ask("a", random_prompt(9, 1), 3)], _refuse)), "the next run starts a new engine"
-    pool.close()
 
 
 def test_a_rank_that_cannot_load_raises_in_the_leader(biased: Path, tmp_path: Path) -> None:
