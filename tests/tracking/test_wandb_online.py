@@ -85,11 +85,12 @@ def test_with_a_key_the_server_gets_both_sessions_as_one_run(online: Online) -> 
 
 
 def test_artifacts_give_the_lineage_from_dataset_and_model_to_predictions(online: Online) -> None:
-    kinds = {a["type"]: (identity, a) for identity, a in online.server.artifacts.items()}
+    kinds = {artifact["type"]: artifact for artifact in online.server.artifacts.values()}
     assert set(kinds) == {"dataset", "model", "predictions", "run_table"}
     assert all(artifact.get("committed") for artifact in online.server.artifacts.values())
-    assert set(online.server.used_artifacts) == {kinds["dataset"][0], kinds["model"][0]}
-    uploaded = kinds["predictions"][1]["files"]["records.jsonl"]
+    inputs = {i for i, artifact in online.server.artifacts.items() if artifact["type"] in ("dataset", "model")}
+    assert set(online.server.used_artifacts) == inputs
+    uploaded = kinds["predictions"]["files"]["records.jsonl"]
     assert b"an answer" not in uploaded
     own = (online.directory / "records.jsonl").read_bytes()
     assert [record["model_patch"] for record in records_of(uploaded)] == [r["model_patch"] for r in records_of(own)]
