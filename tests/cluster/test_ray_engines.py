@@ -110,7 +110,9 @@ def test_lost_and_added_nodes_hung_engines_and_a_killed_driver_cost_only_request
     found = json.loads(done.stdout)
     assert found["engines_lost"] >= 4
     message = found["failed"]["fatal"]["message"]
-    assert message.startswith("4 engines ended while they computed this request; the last one: the engine on "), message
+    assert message.startswith("4 engines ended while they computed this request; the last one: the engine on "), (
+        message
+    )
 
 
 def engine_that_is_ready(number: int, log: Path, run: subprocess.Popen[bytes]) -> int:
