@@ -27,7 +27,7 @@ _MAX_HEAD_BYTES = 100 << 10
 _MAX_UNREAD_BYTES = 1 << 20
 """Received bytes that are not read yet, from which on the socket is not read either."""
 _EVENTS_AT_ONCE = 500
-"""Parsed events, from which on other tasks of the event loop run: a server may send chunks of one byte."""
+"""Events that are parsed before other tasks of the event loop run: a server may send chunks of one byte."""
 _NEXT_ADDRESS_S = 0.25
 """Seconds until a host's next address is tried, too (RFC 8305)."""
 _QUIET_S = 60
