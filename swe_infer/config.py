@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import math
 import re
 import secrets
 import sys
@@ -60,6 +59,8 @@ GROUPS = (
     "tracker",
 )
 _KEYS = (*GROUPS, "shard", "budget", "sweep", *ROOT_KEYS)
+
+MAX_UPLOAD_INTERVAL_S = 86_400.0
 
 RULES = "rules"
 """The node of a resolved configuration with the versions of the rules for rows, contexts and prompts."""
@@ -154,8 +155,10 @@ def build(cfg: DictConfig) -> Experiment:
             started_from=_check(cfg["from"], ROOT_KEYS["from"], "from"),
             **{k: _check(cfg[k], hint, k) for k, hint in ROOT_KEYS.items() if k not in ("objective", "from")},
         )
-        if not 0 < experiment.upload_interval_s < math.inf:
-            raise ConfigError(f"upload_interval_s={experiment.upload_interval_s}: must be positive seconds")
+        if not 0 < experiment.upload_interval_s <= MAX_UPLOAD_INTERVAL_S:
+            raise ConfigError(
+                f"upload_interval_s={experiment.upload_interval_s}: must be positive seconds, at most a day"
+            )
         context = experiment.context
         experiment.prompt.check_context(
             gives_text=context.gives_text, context=context.rules.partition("-")[0], names_lines=context.names_lines

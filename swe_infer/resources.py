@@ -12,6 +12,7 @@ from pathlib import Path
 from swe_infer.errors import ConfigError
 
 _SCHEME = "package://"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HUB_PART = r"(?![.-])(?!.*(?:--|\.\.))[A-Za-z0-9_.-]{1,96}(?<![.-])"
 _HUB_NAME = re.compile(rf"{_HUB_PART}(?:/{_HUB_PART})?")
 _REVISION = re.compile(r"(?![-/.])(?!.*(?:\.\.|//|@\{))[\w./+-]{1,255}(?<![/.])", re.ASCII)
@@ -51,12 +52,14 @@ def expanded(path: str, key: str = "") -> Path:
     """``path`` with ``~`` as the home directory.
 
     Raises:
-        ConfigError: there is none; the message names ``key``.
+        ConfigError: there is none, or it is a URL; the message names ``key``.
     """
+    where = f"{key}={path}" if key else path
+    if (url := _URL.match(path)) is not None:  # the rest may contain a password
+        raise ConfigError(f"{key or 'a path'}: must be a path of this machine, not {url[0]}…")
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        where = f"{key}={path}" if key else path
         raise ConfigError(f"{where}: ~ names no home directory here; set HOME, or write the path out") from None
 
 

@@ -12,7 +12,7 @@ from swe_infer.cli.choices import PLACES, conditional_keys, is_swept, place_choi
 from swe_infer.cli.config_dir import config_dir_of
 from swe_infer.cli.points import Point, read_points
 from swe_infer.cli.quoting import quote, quote_values, text_value
-from swe_infer.config import IDENTITY_GROUPS, is_identity
+from swe_infer.config import IDENTITY_GROUPS, MAX_UPLOAD_INTERVAL_S, is_identity
 from swe_infer.errors import ConfigError
 from swe_infer.remote.paths import displayed, working_path
 from swe_infer.remote.store import is_remote, scheme_of
@@ -211,9 +211,12 @@ def mirror_of_sweep(arguments: Sequence[str]) -> Mirror | None:
 
     interval = value_of("upload_interval_s", arguments)
     try:
-        return Mirror(url, "output_dir", INTERVAL_S if interval is None else float(interval))
+        seconds = INTERVAL_S if interval is None else float(interval)
     except ValueError:
-        raise ConfigError(f"upload_interval_s={interval}: must be a number of seconds") from None
+        seconds = 0.0
+    if not 0 < seconds <= MAX_UPLOAD_INTERVAL_S:
+        raise ConfigError(f"upload_interval_s={interval}: must be positive seconds, at most a day")
+    return Mirror(url, "output_dir", seconds)
 
 
 def _sweep_directory(overrides: Sequence[str], points: Sequence[Point]) -> str:

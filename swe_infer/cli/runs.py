@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.remote.paths import displayed, message_of, plain_path
@@ -33,6 +33,7 @@ from swe_infer.runs.listing import (
 )  # fmt: skip
 from swe_infer.text import clean, dollars, report_errors, shown
 
+_Place = TypeVar("_Place", str, Path)
 _COMMANDS = ("list", "show", "rm", "sync", "move")
 _DEFAULT_FOLDER = "outputs"
 _FORMS = "KEY=VALUE, KEY!=VALUE, KEY<VALUE, KEY>VALUE, KEY<=VALUE or KEY>=VALUE"
@@ -236,15 +237,16 @@ def _age(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def _each(paths: Iterable[Path], work: Callable[[Path], object]) -> int:
+def _each(paths: Iterable[_Place], work: Callable[[_Place], object]) -> int:
     return max((report_errors(partial(work, path), message_of) for path in paths), default=0)
 
 
 def _show(options: argparse.Namespace) -> int:
-    return _each([readable_path(path) for path in options.paths], _show_one)
+    return _each(options.paths, _show_one)
 
 
-def _show_one(path: Path) -> None:
+def _show_one(given: str) -> None:
+    path = readable_path(given)
     if path.is_dir() and (path / SWEEP_JOBS).exists() and not layout.is_run(path):
         _show_sweep(path)
         return

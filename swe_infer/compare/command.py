@@ -16,9 +16,9 @@ from swe_infer.compare.levels import GROUPS
 from swe_infer.compare.loading import load_sources
 from swe_infer.compare.sources import find_sources, jobs_without_run
 from swe_infer.compare.table import as_latex, as_markdown
-from swe_infer.errors import SweInferError
+from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.files import replacing
-from swe_infer.remote.paths import displayed, message_of
+from swe_infer.remote.paths import displayed, message_of, plain_path
 from swe_infer.remote.store import is_remote
 from swe_infer.run_directory import layout
 from swe_infer.text import clean
@@ -73,16 +73,16 @@ def _parser() -> argparse.ArgumentParser:
         help="a run directory, or a directory of several (a sweep); or runs on a W&B server: "
         "wandb:ENTITY/PROJECT/RUN_ID, or all of wandb:ENTITY/PROJECT, …/groups/NAME, …/sweeps/ID",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained interactive page")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all figures, one a row")
-    parser.add_argument("--samples", type=Path, metavar="FILE", help="write CSV with a row for each run's samples")
+    parser.add_argument("--html", type=_file, metavar="FILE", help="write a self-contained interactive page")
+    parser.add_argument("--json", type=_file, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--csv", type=_file, metavar="FILE", help="write all figures, one a row")
+    parser.add_argument("--samples", type=_file, metavar="FILE", help="write CSV with a row for each run's samples")
     for name, what in (("--markdown", "in Markdown"), ("--latex", "for LaTeX (booktabs)")):
         parser.add_argument(
             name,
             nargs="?",
             const=_STANDARD_OUTPUT,
-            type=Path,
+            type=_file,
             metavar="FILE",
             help=f"write the tables {what}; without FILE to standard output, in place of the plain ones",
         )
@@ -155,6 +155,13 @@ def _baseline_path(options: argparse.Namespace) -> list[str]:
     baseline = options.baseline
     is_run = baseline is not None and (is_remote(baseline) or layout.is_run(Path(baseline)))
     return [baseline] if is_run else []
+
+
+def _file(text: str) -> Path:
+    try:
+        return plain_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _natural(text: str) -> int:

@@ -85,14 +85,14 @@ def read_entry(path: Path, before: FileEntry | None, put: Callable[[bytes], str]
     modified_ns = Seen.of(path).modified_ns
     if path.name.endswith(_DATABASE):
         content = _database(path)
-        return _whole(content, modified_ns, before, put, small=small)
+        return _whole(content, modified_ns, put, small=small)
     with open(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         os.fsync(file.fileno())  # a power failure must not take what the store has
         if path.name.endswith(_LINES):
             size = _end_of_lines(file.fileno(), size)
         if size <= _SMALL:
-            return _whole(os.pread(file.fileno(), size, 0), modified_ns, before, put, small=small)
+            return _whole(os.pread(file.fileno(), size, 0), modified_ns, put, small=small)
         parts = _kept_parts(file.fileno(), size, before) if path.name.endswith(_APPENDED) else []
         start = sum(part.size for part in parts)
         tail = b""
@@ -106,9 +106,7 @@ def read_entry(path: Path, before: FileEntry | None, put: Callable[[bytes], str]
         return FileEntry(start, modified_ns, tail_of(tail), tuple(parts))
 
 
-def _whole(
-    content: bytes, modified_ns: int, before: FileEntry | None, put: Callable[[bytes], str], *, small: bool
-) -> FileEntry:
+def _whole(content: bytes, modified_ns: int, put: Callable[[bytes], str], *, small: bool) -> FileEntry:
     if small and len(content) <= _SMALL:
         return FileEntry(len(content), modified_ns, tail_of(content), (), content)
     pieces = [content[start : start + _PIECE] for start in range(0, len(content), _PIECE)] or [b""]

@@ -21,20 +21,20 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from swe_infer.errors import RemoteStoreError
-from swe_infer.remote.store import Store
+from swe_infer.remote.store import AccessDenied, DamagedObject, Store
 from swe_infer.text import bounded_json
 
 FOLDER = ".swe_infer"
 LEASE_S = 60.0
 """Seconds without a renewal after which another machine may take over."""
 _LEVELS = 3
-"""Folders above a URL that may be mirrored as a whole."""
+"""Levels above a URL, and below it, that are searched for mirrored folders."""
 _TRIES = 5
 _FORMAT = 1
 _NAME = re.compile(r"(claim|manifest)-(\d{8})\.json", re.ASCII)
@@ -138,7 +138,7 @@ def _entry(name: object, raw: Mapping[str, Any]) -> FileEntry:
 
 def _is_safe(name: object) -> bool:
     """Whether a name is a relative path within the folder, and none of its files is hidden."""
-    if not isinstance(name, str) or not name or "\0" in name or "\\" in name or str(PurePosixPath(name)) != name:
+    if not isinstance(name, str) or not name or "\0" in name or str(PurePosixPath(name)) != name:
         return False
     return not name.startswith("/") and not any(part.startswith(".") for part in name.split("/"))
 
@@ -205,12 +205,13 @@ def read_manifest(store: Store) -> Manifest | None:
         except FileNotFoundError:  # a new owner removed it
             continue
         except ValueError as error:
-            raise RemoteStoreError(f"{store.url}/{manifest_name(epoch)}", f"is invalid: {error}") from None
+            raise DamagedObject(store.url, f"{store.url}/{manifest_name(epoch)} is invalid: {error}") from None
     raise RemoteStoreError(store.url, "its owner changes all the time; repeat the command")
 
 
 def mirrored_parent(url: str) -> str | None:
-    """The URL of a folder above that is mirrored as a whole, such as that of a sweep; None without one.
+    """The URL of a folder above that is mirrored as a whole, such as that of a sweep; None without one, or if the
+    credentials are for the folders below.
 
     Raises:
         RemoteStoreError: the store refuses or cannot be reached.
@@ -219,9 +220,27 @@ def mirrored_parent(url: str) -> str | None:
         url = url.rpartition("/")[0]
         if "/" not in url.partition("://")[2]:
             return None
-        if names_in(Store(url)).last:
-            return url
+        try:
+            if names_in(Store(url)).last:
+                return url
+        except AccessDenied:
+            return None
     return None
+
+
+def mirrors_below(store: Store, levels: int = _LEVELS) -> Iterator[str]:
+    """The URLs of the mirrored folders in a folder that is not mirrored itself.
+
+    Raises:
+        RemoteStoreError: the store refuses or cannot be reached.
+    """
+    for entry in store.entries():
+        if entry.is_folder and not entry.name.startswith("."):
+            inner = Store(f"{store.url}/{entry.name}")
+            if names_in(inner).last:
+                yield inner.url
+            elif levels > 1:
+                yield from mirrors_below(inner, levels - 1)
 
 
 def lease_left_s(store: Store, names: Names, *, by_local_clock: bool = False) -> float:

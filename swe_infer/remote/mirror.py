@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from swe_infer.remote.manifest import (
     lease_left_s,
     manifest_name,
     mirrored_parent,
+    mirrors_below,
     names_in,
     object_name,
     read_manifest,
@@ -100,7 +101,10 @@ class Mirror:
         self._has_written = False
         self._lost = ""
         """Why this process may no longer write the folder."""
-        self._failing = self._deleted = False
+        self._losing = threading.Lock()
+        self._failing = False
+        self._deleted: set[str] | None = None
+        """Files that are removed with the folder."""
         self._over, self._ended = threading.Event(), threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="remote-claim", daemon=True)
         self._thread = threading.Thread(target=self._loop, name="remote-upload", daemon=True)
@@ -164,10 +168,11 @@ class Mirror:
     def _beside(self, name: str) -> Path:
         return self.directory.with_name(f".{self.directory.name}.{name}")
 
-    def delete(self) -> None:
-        """Leaving the context removes the folder from the store, and nothing is uploaded any more."""
+    def delete(self, names: Iterable[str]) -> None:
+        """Leaving the context removes the folder's state and the objects of these names from the store, and uploads
+        nothing. Other objects below the URL stay."""
         self._over.set()
-        self._deleted = True
+        self._deleted = {*names, *self._manifest.published}
 
     def _refuse_nested(self) -> None:
         if (parent := mirrored_parent(self.url)) is not None:
@@ -180,11 +185,13 @@ class Mirror:
         """Creates the next claim.
 
         Raises:
-            StoreError: another process writes the folder.
+            StoreError: another process writes the folder, or a new folder would contain runs.
         """
         names = names_in(self._store)
         if names.last:
             self._refuse_owned(names)
+        elif (inner := next(mirrors_below(self._store), None)) is not None:
+            raise StoreError(f"{self._what}: contains the run or sweep {inner}; choose another folder")
         self._epoch = names.last + 1
         self._content = json.dumps(this_process()).encode("ascii")
         created = self._store.create(claim_name(self._epoch), self._content)
@@ -208,9 +215,13 @@ class Mirror:
             )
 
     def _renew(self) -> None:
-        """Writes the claim again and again, so that it does not expire while something large is copied."""
+        """Writes the claim again and again, so that it does not expire while something large is copied. A process
+        that was suspended comes here first, and finds that its claim is lost."""
         while not self._ended.wait(_RENEW_S):
             with contextlib.suppress(RemoteStoreError):
+                self._check_claim()
+                if self._lost:
+                    return
                 self._store.write(claim_name(self._epoch), self._content)
 
     def _withdraw(self) -> None:
@@ -323,9 +334,10 @@ class Mirror:
     def _upload_rest(self) -> str | None:
         """The uploads at the end; returns why they failed."""
         deadline, pause_s = time.monotonic() + self._last_upload_s, min(0.5, self._interval_s)
-        if self._deleted and not self._lost:
+        if self._deleted is not None and not self._lost:
             self._stop_renewing()
-            self._store.remove_all()
+            self._store.remove(self._deleted)
+            Store(f"{self.url}/{FOLDER}").remove_all()
             self._beside("writer").unlink(missing_ok=True)
             return None
         while True:
@@ -363,8 +375,8 @@ class Mirror:
         new = replace(self._manifest, files=files, running=running)
         if new != self._manifest:
             self._write_manifest(new)
-        if (last := names_in(self._store).last) > self._epoch:
-            self._lose(last)
+        self._check_claim()
+        if self._lost:
             return
         self._store.remove(f"{FOLDER}/{name}" for name in self._replaced)
         self._replaced.clear()
@@ -403,15 +415,18 @@ class Mirror:
         self._replaced -= manifest.objects
         self._manifest = manifest
 
-    def _lose(self, epoch: int) -> None:
+    def _check_claim(self) -> None:
+        """Stops the process's requests if another process has taken the folder over."""
+        if (epoch := names_in(self._store).last) <= self._epoch:
+            return
         owner = None
         with contextlib.suppress(RemoteStoreError, FileNotFoundError):
             owner = process_in(self._store.read(claim_name(epoch)))
-        self._lost = f"{_named(owner)} has taken it over"
-        log.error(
-            "%s: %s, as this process did not renew its claim; it sends no more requests", self._what, self._lost
-        )
-        INTERRUPTS.stop()
+        with self._losing:
+            if not self._lost:
+                self._lost = f"{_named(owner)} has taken it over"
+                log.error("%s: %s, as this process did not renew its claim", self._what, self._lost)
+                INTERRUPTS.stop()
 
     def _publish(self) -> None:
         """Copies files to their plain names, for people and other tools. Our commands do not read these."""
@@ -435,7 +450,8 @@ class Mirror:
 
 
 def _is_published(name: str) -> bool:
-    return "wandb" not in name.split("/")[:-1] and not name.endswith(".sqlite")
+    """An object's key is UTF-8, and lists are XML, which has no control characters."""
+    return "wandb" not in name.split("/")[:-1] and not name.endswith(".sqlite") and name.isprintable()
 
 
 def _append(path: Path, lines: bytes) -> None:

@@ -12,6 +12,8 @@ from swe_infer.resources import cache_home, expanded, state_home
 
 _FILE = re.compile(r"file://(?:localhost)?(/.*)", re.DOTALL)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+@-]")
+_MOST_CHARACTERS = 100
+"""Of a URL's last part, in the name of its local folder."""
 
 _SHOWN: dict[Path, str] = {}
 """The URLs of local folders."""
@@ -34,9 +36,12 @@ def plain_path(text: str, key: str = "") -> Path:
     raise ConfigError(f"{shown}: must be a path of this machine")
 
 
-def working_path(text: str, key: str = "") -> Path:
+def working_path(text: str, key: str = "", kind: str = "remote") -> Path:
     """The local path where a folder is written: the path itself, or the working directory of a URL in the user's
     state directory.
+
+    Args:
+        kind: "remote_out" for a file, so that it does not conflict with a folder of the same URL.
 
     Raises:
         ConfigError: the URL is invalid, or there is no home directory.
@@ -47,15 +52,15 @@ def working_path(text: str, key: str = "") -> Path:
     home = state_home()
     if home is None:
         raise ConfigError(f"{key}={url}: is written by way of ~/.local/state; set HOME or XDG_STATE_HOME")
-    return _local_path(home, url)
+    return _local_path(home, url, kind)
 
 
-def cached_path(url: str, kind: str = "remote") -> Path:
+def cached_path(url: str, kind: str) -> Path:
     """The local path of a copy for reading, in the user's cache.
 
     Args:
         url: see :func:`checked_url`.
-        kind: distinguishes copies of one URL.
+        kind: distinguishes copies of one URL. None of :func:`working_path`: the cache may be in the state directory.
 
     Raises:
         ConfigError: there is no home directory.
@@ -66,10 +71,12 @@ def cached_path(url: str, kind: str = "remote") -> Path:
     return _local_path(home, url, kind)
 
 
-def _local_path(home: Path, url: str, kind: str = "remote") -> Path:
+def _local_path(home: Path, url: str, kind: str) -> Path:
     parent, _, name = url.rpartition("/")
-    digest = hashlib.blake2b(parent.encode(), digest_size=6).hexdigest()
-    path = home / kind / digest / _UNSAFE.sub("-", name)
+    local = _UNSAFE.sub("-", name)[-_MOST_CHARACTERS:]
+    # Two URLs whose last parts get the same local name need different folders. No parent ends in a slash.
+    distinct = parent if local == name else f"{url}/"
+    path = home / kind / hashlib.blake2b(distinct.encode(), digest_size=6).hexdigest() / local
     _SHOWN[path] = _SHOWN[path.resolve()] = url
     return path
 

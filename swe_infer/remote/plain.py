@@ -37,7 +37,7 @@ def files_below(store: Store, folder: str = "", depth: int = _DEPTH) -> dict[str
 def _below(store: Store, folder: str, depth: int) -> Iterator[tuple[str, Entry]]:
     for entry in store.entries(folder):
         name = f"{folder}/{entry.name}" if folder else entry.name
-        if not entry.name or entry.name.startswith(".") or "\\" in entry.name or "\0" in entry.name:
+        if not entry.name or entry.name.startswith(".") or "\0" in entry.name:
             continue
         if not entry.is_folder:
             yield name, entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,13 +23,16 @@ from swe_infer.remote.manifest import (
     claim_name,
     lease_left_s,
     mirrored_parent,
+    mirrors_below,
     names_in,
     read_manifest,
 )
 from swe_infer.remote.paths import cached_path, plain_path
 from swe_infer.remote.plain import fetch_plain, files_below, is_run_or_sweep
-from swe_infer.remote.store import Store, checked_url, is_remote, naming
+from swe_infer.remote.store import DamagedObject, Store, checked_url, is_remote, naming
 from swe_infer.run_directory import layout
+
+log = logging.getLogger(__name__)
 
 _TRIES = 5
 _DEPTH = 4
@@ -61,7 +65,7 @@ def readable_path(text: str, key: str = "", *, listing: bool = False) -> Path:
     url = checked_url(text, key)
     with naming(f"{key}={url}" if key else url):
         root = mirrored_parent(url)
-        place = cached_path(root or url, "remote_lists" if listing else "remote")
+        place = cached_path(root or url, "remote_lists" if listing else "remote_copies")
         place = _copied(url, root, place, listing=listing)
     if not place.is_dir():
         raise NotFound(f"{key}={url}: not found" if key else f"{url}: not found")
@@ -129,17 +133,10 @@ def mirrored_folders(text: str) -> list[str]:
     """
     url = checked_url(text, "")
     parent = mirrored_parent(url)
-    return [parent] if parent is not None else list(_mirrors_below(Store(url), _DEPTH))
-
-
-def _mirrors_below(store: Store, depth: int) -> Iterator[str]:
-    entries = store.entries()
-    if any(entry.name == FOLDER for entry in entries):
-        yield store.url
-    elif depth:
-        for entry in entries:
-            if entry.is_folder and not entry.name.startswith("."):
-                yield from _mirrors_below(Store(f"{store.url}/{entry.name}"), depth - 1)
+    if parent is not None:
+        return [parent]
+    store = Store(url)
+    return [url] if names_in(store).last else list(mirrors_below(store))
 
 
 @contextlib.contextmanager
@@ -160,7 +157,9 @@ def _fetch_tree(store: Store, place: Path, depth: int, *, listing: bool) -> None
     if FOLDER in entries and _fetch_mirror(store, place, listing=listing):
         return
     if is_run_or_sweep(entries):
-        fetch_plain(store, files_below(store), place)
+        files = files_below(store)
+        fetch_plain(store, files, place)
+        _prune(place, set(files))
         return
     folders = [name for name, entry in entries.items() if entry.is_folder and not name.startswith(".")]
     if not folders or depth < 1:
@@ -169,7 +168,7 @@ def _fetch_tree(store: Store, place: Path, depth: int, *, listing: bool) -> None
     place.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_AT_ONCE, "remote-search") as pool:
         copies = [
-            pool.submit(_fetch_tree, Store(f"{store.url}/{name}"), place / name, depth - 1, listing=listing)
+            pool.submit(_fetch_child, Store(f"{store.url}/{name}"), place / name, depth - 1, listing=listing)
             for name in folders
         ]
         for copy in copies:
@@ -177,6 +176,15 @@ def _fetch_tree(store: Store, place: Path, depth: int, *, listing: bool) -> None
     for child in place.iterdir():
         if child.name not in folders and not child.name.startswith("."):
             shutil.rmtree(child, ignore_errors=True)
+
+
+def _fetch_child(store: Store, place: Path, depth: int, *, listing: bool) -> None:
+    """Copies a folder's part of :func:`_fetch_tree`. A damaged run is left out, with a warning."""
+    try:
+        _fetch_tree(store, place, depth, listing=listing)
+    except DamagedObject as error:
+        log.warning("%s; it is left out", error.reason)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _fetch_mirror(store: Store, place: Path, *, listing: bool, inner: str = "") -> bool:

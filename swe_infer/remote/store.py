@@ -78,7 +78,7 @@ def checked_url(text: str, key: str) -> str:
         raise ConfigError(f"{shown}: unknown scheme; use a path, file:// or {', '.join(f'{s}://' for s in SCHEMES)}")
     rest = found[2].strip("/")
     if _PASSWORD.match(rest) or "?" in rest:
-        raise ConfigError(f"{shown}: must contain no credentials; they come from the environment")
+        raise ConfigError(f"{shown}: must contain no credentials and no ?; credentials come from the environment")
     if not rest or any(part in ("", ".", "..") for part in rest.split("/")) or not rest.isprintable():
         raise ConfigError(f"{shown}: names no bucket and path, such as {found[1]}://BUCKET/FOLDER")
     if not is_installed(scheme.module):
@@ -100,6 +100,14 @@ def writable_url(text: str, key: str) -> str:
             "local folder, and upload that with `hf upload`"
         )
     return url
+
+
+class AccessDenied(RemoteStoreError):
+    """The store refuses these credentials."""
+
+
+class DamagedObject(RemoteStoreError):
+    """An object has unexpected content."""
 
 
 @contextmanager
@@ -165,14 +173,14 @@ class Store:
         return f"{self.url}/{name}" if name else self.url
 
     def _failed(self, error: BaseException) -> RemoteStoreError:
-        reason = "access denied" if isinstance(error, PermissionError) else clean(without_secrets(first_line(error)))
-        if isinstance(error, PermissionError) and str(error).strip():
-            reason += f" ({clean(without_secrets(first_line(error)))})"
-        return RemoteStoreError(self.url, without_credentials(reason))
+        reason = without_credentials(clean(without_secrets(first_line(error))))
+        if isinstance(error, PermissionError):
+            return AccessDenied(self.url, f"access denied ({reason})" if str(error).strip() else "access denied")
+        return RemoteStoreError(self.url, reason)
 
     def invalid(self, name: str) -> RemoteStoreError:
         """The error for an object with unexpected content."""
-        return RemoteStoreError(self.url, f"the object {name} is damaged")
+        return DamagedObject(self.url, f"the object {name} is damaged")
 
     def entries(self, folder: str = "") -> list[Entry]:
         """The objects and folders directly in a folder; empty if it does not exist."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from swe_infer.errors import ConfigError, RemoteStoreError, UploadIncomplete
+from swe_infer.remote.files import mirrored_files
 from swe_infer.remote.manifest import mirrored_parent
 from swe_infer.remote.mirror import Mirror
 from swe_infer.remote.paths import plain_path, working_path
@@ -55,7 +56,7 @@ def written_file(text: str, key: str = "") -> Iterator[Path]:
     head, _, name = url.rpartition("/")
     if head.endswith("/"):
         raise ConfigError(f"{key} {url}: names no file in a bucket".lstrip())
-    store, place = Store(head), working_path(url, key)
+    store, place = Store(head), working_path(url, key, "remote_out")
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     with naming(f"{key} {url}".lstrip()):
@@ -84,6 +85,7 @@ def remove_mirrored(url: str, remove: Callable[[Path], None], *, dry_run: bool) 
         StoreError: another process writes the folder.
     """
     with Mirror(url) as mirror:
+        names = mirrored_files(mirror.directory)
         remove(mirror.directory)
         if not dry_run:
-            mirror.delete()
+            mirror.delete(names)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,14 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from swe_infer.cli.arguments import hydra_arguments, mirror_of_sweep
+from swe_infer.compare.command import run as compare
 from swe_infer.errors import ConfigError, RemoteStoreError, StoreError, UploadIncomplete
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.remote.files import read_entry
 from swe_infer.remote.manifest import FileEntry, Manifest
 from swe_infer.remote.mirror import Mirror
-from swe_infer.remote.paths import plain_path
+from swe_infer.remote.paths import plain_path, working_path
 from swe_infer.remote.reading import dataset_path, readable_path
-from swe_infer.remote.writing import written_file
+from swe_infer.remote.writing import remove_mirrored, written_file
+from swe_infer.resources import expanded
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -354,6 +358,94 @@ def _two_owners(tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPa
         assert (back.directory / "records.jsonl").read_text() == '{"b": 1}\n{"a": 1}\n'
 
 
+def write_run(url: str, line: str, name: str = "records.jsonl") -> None:
+    with Mirror(url, interval_s=1000) as mirror:
+        path = mirror.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{line}\n")
+
+
+def read_run(url: str, name: str = "records.jsonl") -> str:
+    return (readable_path(url) / name).read_text().strip()
+
+
+def test_each_url_has_a_folder_of_its_own(
+    tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path / "a", store)  # the cache is in the state directory
+    names = ("a b", "a#b", "a%b", "\u00e9", "\u00e8", "a-b", "l" * 150 + "1", "L" + "l" * 149 + "1")
+    urls = [f"s3://bucket/x/{name}" for name in names]
+    assert len({working_path(url) for url in urls}) == len(urls)
+    assert all(len(working_path(url).name) < 200 for url in urls)
+    for url in urls[:2]:
+        write_run(url, url)
+    assert [read_run(url) for url in urls[:2]] == urls[:2]
+    with pytest.raises(ConfigError, match="is a folder; name a file"), written_file(urls[0], "--out"):
+        pass
+    write_run("s3://bucket/y", "1", "back\\slash\n/records.jsonl")
+    assert read_run("s3://bucket/y", "back\\slash\n/records.jsonl") == "1"
+    write_run("s3://bucket/live", "1")
+    with Mirror("s3://bucket/live", interval_s=1000) as mirror:
+        records = mirror.directory / "records.jsonl"
+        with records.open("a") as file:
+            file.write("2\n")
+        assert read_run("s3://bucket/live") == "1"
+        assert records.read_text() == "1\n2\n"
+
+
+def test_runs_of_others_in_a_folder_stay(tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, tmp_path / "a", store)
+    write_run("s3://bucket/team/me/run", "1")
+    for url in ("s3://bucket", "s3://bucket/team/me"):
+        with pytest.raises(StoreError, match="contains the run or sweep s3://bucket/team/me/run"):
+            Mirror(url).__enter__()
+    store.prefix = "team/me/"  # other folders are denied
+    write_run("s3://bucket/team/me/run", "2")
+    assert read_run("s3://bucket/team/me/run") == "2"
+    with pytest.raises(RemoteStoreError, match="access denied"):
+        readable_path("s3://bucket/team")
+    store.prefix = ""
+
+    bucket = store.folder / "bucket"
+    damaged = bucket / "team%2Fme%2Fbad%2F.swe_infer%2Fmanifest-00000001.json"
+    damaged.write_text("{")
+    assert [path.name for path in readable_path("s3://bucket/team").glob("*/*")] == ["run"]
+    with pytest.raises(RemoteStoreError, match=r"bad/\.swe_infer/manifest-00000001\.json is invalid"):
+        readable_path("s3://bucket/team/me/bad")
+    damaged.unlink()
+    (bucket / "team%2Fme%2Frun%2Fnotes.txt").write_text("mine")
+    remove_mirrored("s3://bucket/team/me/run", shutil.rmtree, dry_run=False)
+    assert keys_of(store.folder).keys() == {"team/me/run/notes.txt"}
+
+
+@pytest.mark.full
+def test_a_suspended_process_finds_out_before_its_next_upload(
+    tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path / "a", store)
+    with INTERRUPTS.finishing():
+        sleeper = Mirror("s3://bucket/x", interval_s=1000)
+        sleeper.__enter__()
+        (store.folder / "bucket" / "x%2F.swe_infer%2Fclaim-00000002.json").write_text("{}")
+        deadline = time.monotonic() + 120
+        while not INTERRUPTS.stopping:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(UploadIncomplete, match="has taken it over"):
+            sleeper.__exit__(None, None, None)
+
+
+def test_paths_that_cannot_be_urls(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="response_cache: must be a path of this machine, not s3://"):
+        expanded("s3://bucket/x", "runner.response_cache")
+    with pytest.raises(SystemExit):
+        compare(["run", "--html", "s3://bucket/page.html"])
+    assert "argument --html: s3://bucket/page.html: must be a path of this machine" in capsys.readouterr().err
+    for value in ("nan", "1e300", "0", "x"):
+        with pytest.raises(ConfigError, match=f"upload_interval_s={value}: must be positive seconds"):
+            mirror_of_sweep(hydra_arguments(["-m", "output_dir=s3://bucket/x", f"upload_interval_s={value}"]))
+
+
 def test_files_and_plain_folders(tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, tmp_path / "a", store)
     with written_file("s3://bucket/data/one.jsonl", "--out") as path:
@@ -380,6 +472,10 @@ def test_files_and_plain_folders(tmp_path: Path, store: ObjectStore, monkeypatch
     bucket = store.folder / "bucket"
     (bucket / "copied%2Frecords.jsonl").write_text('{"a": 1}\n')
     (bucket / "copied%2Fsummary.json").write_text("{}")
+    (bucket / "copied%2Fremoved.json").write_text("{}")
+    assert (readable_path("s3://bucket/copied") / "removed.json").exists()
+    (bucket / "copied%2Fremoved.json").unlink()
+    assert not (readable_path("s3://bucket/copied") / "removed.json").exists()
     assert (readable_path("s3://bucket/copied") / "records.jsonl").read_text() == '{"a": 1}\n'
     with (
         Mirror("s3://bucket/copied", interval_s=1000) as mirror,

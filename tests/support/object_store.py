@@ -37,12 +37,14 @@ class ObjectStore(Server):
 
     Attributes:
         requests: method and path of each request.
+        prefix: the credentials are for keys that begin with it.
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         super().__init__(_Handler, port)
         self.folder = folder
         self.requests: list[tuple[str, str]] = []
+        self.prefix = ""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -114,6 +116,8 @@ class _Handler(Handler):
             self.send(200, b"<ListAllMyBucketsResult/>")
         elif f"Credential={KEY}/" not in self.headers.get("Authorization", ""):
             self._refuse(403, "InvalidAccessKeyId", "The access key does not exist")
+        elif not (query.get("prefix") or key).startswith(self.server.prefix):
+            self._refuse(403, "AccessDenied", "The key is not authorized")
         elif not folder.is_dir():
             self._refuse(404, "NoSuchBucket", "The specified bucket does not exist")
         elif not key:
