@@ -12,7 +12,7 @@ from pathlib import Path
 
 from swe_infer.files import create_beside, open_regular
 from swe_infer.remote.manifest import FOLDER, TAIL, FileEntry, Part, tail_of
-from swe_infer.remote.store import Store
+from swe_infer.remote.store import AT_ONCE, Store
 from swe_infer.run_directory import layout
 
 _APPENDED = (".jsonl", ".wandb", ".log")
@@ -24,7 +24,6 @@ _PIECE = 64 << 20
 """Maximum bytes of an object."""
 _SMALL = 16 << 10
 """Bytes of a file that the manifest contains."""
-_DOWNLOADS = 8
 
 _LAST = ("batches.jsonl", "batch_prompts.jsonl", layout.RECORDS)
 """Files that are read after the others, in this order: a journal of batches may lag behind the records, but not be
@@ -177,7 +176,7 @@ def fetch_files(store: Store, wanted: Mapping[str, FileEntry], folder: Path) -> 
                 raise
         os.utime(path, ns=(entry.modified_ns, entry.modified_ns))
 
-    with ThreadPoolExecutor(_DOWNLOADS, "remote-download") as pool:
+    with ThreadPoolExecutor(AT_ONCE, "remote-download") as pool:
         for _ in pool.map(fetch, wanted.items()):
             pass
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from swe_infer.errors import RemoteStoreError
 from swe_infer.files import create_beside, read_regular, write_atomically
-from swe_infer.remote.store import Entry, Store
+from swe_infer.remote.store import AT_ONCE, Entry, Store
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
 
 _VERSIONS = ".fetched.json"
 _MOST_BYTES = 1 << 28
 _DEPTH = 6
-_AT_ONCE = 8
 
 
 def is_run_or_sweep(entries: Mapping[str, Entry]) -> bool:
@@ -76,7 +75,7 @@ def fetch_plain(store: Store, wanted: Mapping[str, Entry], folder: Path) -> None
             new.unlink(missing_ok=True)
 
     changed = [name for name in wanted if versions.get(name) != wanted[name].version or not (folder / name).exists()]
-    with ThreadPoolExecutor(_AT_ONCE, "remote-download") as pool:
+    with ThreadPoolExecutor(AT_ONCE, "remote-download") as pool:
         for name, _ in zip(changed, pool.map(fetch, changed), strict=True):
             versions[name] = wanted[name].version
     if changed:

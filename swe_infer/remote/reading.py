@@ -29,7 +29,7 @@ from swe_infer.remote.manifest import (
 )
 from swe_infer.remote.paths import cached_path, plain_path
 from swe_infer.remote.plain import fetch_plain, files_below, is_run_or_sweep
-from swe_infer.remote.store import DamagedObject, Store, checked_url, is_remote, naming
+from swe_infer.remote.store import AT_ONCE, DamagedObject, Store, checked_url, is_remote, naming
 from swe_infer.run_directory import layout
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 _TRIES = 5
 _DEPTH = 4
 """Levels of folders that are searched for runs."""
-_AT_ONCE = 8
 _PATTERN = frozenset("*?[")
 _LARGE = 1 << 16
 _NOT_LISTED = (".jsonl", ".wandb", ".sqlite", ".html", ".log")
@@ -166,7 +165,7 @@ def _fetch_tree(store: Store, place: Path, depth: int, *, listing: bool) -> None
         shutil.rmtree(place, ignore_errors=True)
         return
     place.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(_AT_ONCE, "remote-search") as pool:
+    with ThreadPoolExecutor(AT_ONCE, "remote-search") as pool:
         copies = [
             pool.submit(_fetch_child, Store(f"{store.url}/{name}"), place / name, depth - 1, listing=listing)
             for name in folders

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ _EXISTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "409", 
 """Codes of S3 for an object that exists already."""
 _SETTINGS = ("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_", "HF_")
 """Prefixes of environment variables that configure a file system."""
+AT_ONCE = 8
+"""Requests at once where there are many."""
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}
 
 
@@ -267,13 +270,18 @@ class Store:
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects; those that do not exist are no error."""
-        for name in names:
+
+        def remove_one(name: str) -> None:
             try:
                 self._files.rm_file(self._path(name))
             except FileNotFoundError:
-                continue
+                return
             except Exception as error:
                 raise self._failed(error) from error
+
+        with ThreadPoolExecutor(AT_ONCE, "remote-removal") as pool:
+            for _ in pool.map(remove_one, names):
+                pass
 
     def remove_all(self) -> None:
         """Removes every object below the URL."""
