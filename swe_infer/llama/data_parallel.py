@@ -92,13 +92,11 @@ class Worker:
 
 
 class DataParallelEngine:
-    """Several engines as one.
+    """Several engines as one. It is ready when the first one is; the others join.
 
     Args:
         new_workers: called before each poll; returns started workers to add.
         poll: returns reports of workers, or why they are lost, after a short timeout at most.
-        wait_for_all: whether to load all engines before the first request. Otherwise one is enough and the others
-            join when they are ready.
 
     Raises:
         CheckpointError, ConfigError: from ``Engine.load`` in the first worker that reported.
@@ -111,8 +109,6 @@ class DataParallelEngine:
         options: EngineOptions,
         new_workers: Callable[[], Iterable[Any]],
         poll: Callable[[Sequence[Any]], Iterable[tuple[Any, Report | WorkerDied]]],
-        *,
-        wait_for_all: bool = True,
     ) -> None:
         self.options = options
         self.usable = True
@@ -132,7 +128,7 @@ class DataParallelEngine:
             self.defaults = read_generation_defaults(directory)
             self.end_tokens = end_tokens(config, self.defaults, self.tokenizer)
             self.context_window = model.context_window or config.context_window
-            while not self.workers or (wait_for_all and len(self.workers) < len(self._all)):
+            while not self.workers:
                 self._poll(lambda request, error: None)
         except BaseException:
             self.close()

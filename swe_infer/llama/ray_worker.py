@@ -47,7 +47,7 @@ def ray_engines(
     """
     cluster.connect()
     actors = _Actors(cluster, model, options, actor or EngineActor)
-    return DataParallelEngine(model, options, actors.new_workers, actors.poll, wait_for_all=False)
+    return DataParallelEngine(model, options, actors.new_workers, actors.poll)
 
 
 class EngineActor:

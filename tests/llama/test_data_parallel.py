@@ -127,7 +127,7 @@ def group_of(
         return new
 
     limits = replace(options(sequences), stall_timeout_s=stall_timeout_s)
-    return DataParallelEngine(model, limits, new_workers, poll, wait_for_all=False)
+    return DataParallelEngine(model, limits, new_workers, poll)
 
 
 def requests(count: int = 12) -> list[GenerationRequest]:

@@ -47,6 +47,7 @@ def group(checkpoint: Path) -> Iterator[DataParallelEngine]:
     pool, model = EnginePool(), LlamaModel(path=str(checkpoint))
     made = pool.get(model, options())
     assert isinstance(made, DataParallelEngine)
+    _wait_for_both(made)
     assert pool.get(model, options()) is made
     yield made
     workers = made.workers
@@ -134,6 +135,7 @@ def test_a_killed_engine_and_a_hung_one_return(checkpoint: Path) -> None:
     patient = dataclasses.replace(options(), stall_timeout_s=3.0)
     group = process_engines(LlamaModel(path=str(checkpoint)), patient, ["cpu", "cpu"])
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
+    _wait_for_both(group)
     killed, hung = (_process(worker) for worker in group.workers)
 
     def asked() -> Iterator[GenerationRequest]:
@@ -189,6 +191,11 @@ def test_workers_are_spread_over_devices() -> None:
     assert worker_devices("cpu", 3) == ["cpu"] * 3
     with pytest.raises(ConfigError, match=r"model\.device=cuda:99"):
         worker_devices("cuda:99", 2)
+
+
+def _wait_for_both(group: DataParallelEngine) -> None:
+    while len(group.workers) < 2:
+        list(group.generate([ask("first", [1, 2, 3], 1)], _refuse))
 
 
 def _process(worker: Worker) -> BaseProcess:
