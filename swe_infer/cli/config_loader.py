@@ -26,6 +26,9 @@ from swe_infer.cli.config_files import Version, recording, version_of
 from swe_infer.cli.extras import prepare_hydra
 from swe_infer.conf_files import ROOT_KEYS, conf_dir, groups
 
+_SET_BY_HYDRA = ("hydra.job.", "hydra.overrides.", "hydra.runtime.", "hydra.searchpath")
+"""Keys that Hydra sets during a composition, or reads before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Options:
@@ -123,7 +126,7 @@ def _is_value(override: Override) -> bool:
     """Whether an override sets or adds a key."""
     key = override.key_or_group
     names_key = key in ROOT_KEYS or ("." in key and "/" not in key)
-    return names_key and not (override.is_delete() or override.package or key == "hydra.searchpath")
+    return names_key and not (override.is_delete() or override.package or key.startswith(_SET_BY_HYDRA))
 
 
 @contextmanager
