@@ -110,6 +110,7 @@ class Experiment:
 
 
 _EXAMPLES = {
+    "decoding": "greedy",
     "dataset": "sample",
     "context": "given",
     "prompt": "given",
@@ -134,7 +135,9 @@ def build(cfg: DictConfig) -> Experiment:
     try:
         constructor = _Constructor()
         for key in GROUPS:  # first, so that an error names `model.x`, not `runner.model.x`
-            if isinstance(cfg[key], DictConfig) and "_target_" in cfg[key]:
+            if isinstance(cfg[key], DictConfig) and cfg[key]:
+                if "_target_" not in cfg[key]:
+                    raise ConfigError(f"{key}._target_ is missing: add it, or a defaults list, to the option's file")
                 _check_interface(constructor.construct(cfg[key], key), key)
         for key, example in _EXAMPLES.items():
             if not isinstance(cfg[key], DictConfig) or "_target_" not in cfg[key]:

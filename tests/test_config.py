@@ -138,6 +138,7 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
             ["model=api", "model.name=m", "model.retires=soon"],
             "model.retires=soon: must be a date such as 2026-11-30",
         ),
+        (["~decoding"], "decoding._target_ is missing"),
         (["feedback=aply_error"], "feedback=aply_error: unknown option; did you mean apply_error?"),
     ],
 )

@@ -20,10 +20,13 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
 from swe_infer.conf_files import conf_dir
+from swe_infer.errors import ConfigError
+from swe_infer.text import first_line
 
 Version = tuple[int, ...] | None
 """What changes with a file; None: the file does not exist."""
@@ -87,6 +90,9 @@ def _load(source: ConfigSource, folder: Path, name: str, load: Callable[[str], C
         folder: the folder of the source.
         name: the option with its group.
         load: Hydra's way, whose errors are the user's.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not YAML. Names the line.
     """
     file = os.path.realpath(folder / source._normalize_file_name(name))
     version = version_of(file)
@@ -98,9 +104,18 @@ def _load(source: ConfigSource, folder: Path, name: str, load: Callable[[str], C
     if key in _CACHE and _CACHE[key][0] == version:
         result: ConfigResult = pickle.loads(_CACHE[key][1])
         return result
-    result = _parse(source, file) or load(name)
-    _CACHE[key] = version, pickle.dumps(result)
+    try:
+        result = _parse(source, file) or load(name)
+        _CACHE[key] = version, pickle.dumps(result)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise _unreadable(file, error) from None
     return result
+
+
+def _unreadable(file: str, error: Exception) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "strerror", None) or first_line(error)
+    return ConfigError(f"{file}{f', line {mark.line + 1}' if mark else ''}: cannot be read ({problem})")
 
 
 def _parse(source: ConfigSource, file: str) -> ConfigResult | None:
@@ -110,12 +125,12 @@ def _parse(source: ConfigSource, file: str) -> ConfigResult | None:
     is_ours = file.startswith(os.path.join(os.path.realpath(conf_dir()), ""))
     if loader is None or not is_ours:
         return None
-    text = Path(file).read_text(encoding="utf-8")
     try:
+        text = Path(file).read_text(encoding="utf-8")
         content = yaml.load(text, loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UnicodeDecodeError):
         return None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or {"\t", "\ufeff"} & set(text):  # which libyaml accepts in more places
         return None
     header = source._get_header_dict(text[:512])
     return ConfigResult(source.provider, source.full_path(), OmegaConf.create(content), header)

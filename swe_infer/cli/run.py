@@ -155,7 +155,9 @@ def composed_run(overrides: Sequence[str], config_dir: Path | None = None) -> It
             with initialized_hydra():
                 composed = hydra.compose("config", arguments, return_hydra_config=True)
             yield _without_hydra_node(composed)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if isinstance(error, ValueError) and not _from_hydra(error):
+                raise
             raise ConfigError(one_line(error)) from None
         finally:
             GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from omegaconf import OmegaConf
 from swe_infer.cli.composer import composer
 from swe_infer.cli.config_files import cache_config_files
 from swe_infer.cli.config_loader import CachedLoader
+from swe_infer.cli.run import composed_run
 from swe_infer.conf_files import ROOT, conf_dir, file_of, groups
+from swe_infer.errors import ConfigError
 from tests.support.steps import calls_of
 
 
@@ -55,14 +58,22 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     os.utime(other, ns=(kept.st_atime_ns, kept.st_mtime_ns))
     other.replace(option)
     assert temperature() == 0.5
-    option.write_text("temperature: [")
-    with pytest.raises(yaml.YAMLError):
-        temperature()
+    for content, place in ((b"n: 1\nn:\t2", ", line 2"), (b"stop: [\xe9]", ""), (b"n: ${", ""), (b"3", "")):
+        option.write_bytes(content)
+        with pytest.raises(ConfigError, match=re.escape(f"{option}{place}: cannot be read (")):
+            temperature()
     option.unlink()
     with pytest.raises(HydraException, match="decoding/mine"):
         temperature()
     option.write_text("defaults: [greedy]\ntemperature: 0.6\n")
     assert temperature() == 0.6
+
+
+def test_an_invalid_defaults_list_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "decoding").mkdir()
+    (tmp_path / "decoding" / "mine.yaml").write_text("defaults: {a: b}\n")
+    with pytest.raises(ConfigError, match="must be a list"), composed_run(["decoding=mine"], tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("mode", list(RunMode))
@@ -75,6 +86,7 @@ def test_the_cached_loader_gives_what_hydra_composes(mode: RunMode, tmp_path: Pa
         for overrides in (
             ["model=gpt-4o", "tracker=none", "decoding.stop=[a]", "decoding.stop=[b]"],
             ["decoding.seed=1", "tracker=none", "model=gpt-4o", "hydra.job.name=x", "+runner.extra={a: 1}"],
+            ["hydra.job.config_name=x", "hydra.runtime.cwd=x", "hydra.job.override_dirname=x"],
             ["hydra/launcher=joblib", "model=gpt-4o", *(swept if mode == RunMode.MULTIRUN else [])],
             ["hydra.job.env_copy=[HOME]", "hydra.verbose=true", "decoding.n=${decoding.seed}"],
         ):
