@@ -192,7 +192,7 @@ def _bare(rows: list[dict[str, str]], url: str, concurrency: int, *, own_transpo
         slots = asyncio.Semaphore(concurrency)
         http = None
         if own_transport:
-            from swe_infer.providers.pools import transport_settings
+            from swe_infer.providers.transport import transport_settings
 
             http = DefaultAsyncHttpxClient(**transport_settings(concurrency, 60.0))
         async with AsyncOpenAI(base_url=url, http_client=http) as client:

@@ -164,7 +164,7 @@ def bounded(transport: Any) -> Any:
             content: bytes,
             timeouts: Mapping[str, float | None],
         ) -> Received | httpx2.Response:
-            """The response to a POST request, read whole. The usual one needs no further objects of httpx."""
+            """The response to a POST request, read whole. A usual one is returned without creating httpx objects."""
             stream = httpx2.ByteStream(content)
             if not isinstance(transport, Http11Transport):
                 extensions = {"timeout": timeouts}
@@ -220,7 +220,7 @@ async def _beginning(parts: AsyncIterator[bytes], most: int) -> tuple[bytes, boo
 
 
 def _decompressed(body: bytes, encoding: str) -> bytes | None:
-    """A body of any usual encoding; None for others, for a long one, and for a broken one."""
+    """The decompressed body; None for encodings other than gzip, long bodies and damaged ones."""
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":

@@ -25,13 +25,13 @@ Headers = list[tuple[bytes, bytes]]
 _MAX_HEAD_BYTES = 100 << 10
 """Maximum bytes of a response's status line and headers."""
 _MAX_UNREAD_BYTES = 1 << 20
-"""Received bytes that are not read yet, from which on the socket is not read either."""
+"""Maximum received bytes that are not parsed; above it the socket is not read."""
 _EVENTS_AT_ONCE = 500
 """Events that are parsed before other tasks of the event loop run: a server may send chunks of one byte."""
 _NEXT_ADDRESS_S = 0.25
 """Seconds until a host's next address is tried, too (RFC 8305)."""
 _QUIET_S = 60
-"""Idle seconds before TCP keep-alive probes: models may think for long without sending."""
+"""Idle seconds before TCP keep-alive probes: a model may reason for minutes without sending."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -39,7 +39,7 @@ class Http11Transport(httpx2.AsyncBaseTransport):
     """Sends requests over reused connections, in one event loop.
 
     Args:
-        max_connections: connections at once; further requests wait.
+        max_connections: maximum number of connections; further requests wait.
         keep_alive_s: seconds after which an idle connection is not used again.
         context: for TLS.
     """
@@ -343,7 +343,7 @@ def _is_address(host: str) -> bool:
 
 
 def tcp_options() -> list[tuple[int, int, int]]:
-    """Socket options: TCP probes connections that are quiet."""
+    """Socket options that make TCP probe idle connections."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (("TCP_KEEPIDLE", _QUIET_S), ("TCP_KEEPINTVL", _QUIET_S), ("TCP_KEEPCNT", 5)):
         if (option := getattr(socket, name, None)) is not None:

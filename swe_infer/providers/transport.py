@@ -1,4 +1,4 @@
-"""The transport of an SDK's client."""
+"""The HTTP transport of an SDK's client."""
 
 from __future__ import annotations
 

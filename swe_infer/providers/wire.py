@@ -51,7 +51,7 @@ from swe_infer.providers.faults import PromptFiltered, classify, one_line, words
 from swe_infer.providers.framing import DONE, beginning_of, is_event_stream, server_sent_events
 from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged, with_sampling
-from swe_infer.providers.pools import transport_settings
+from swe_infer.providers.transport import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
 _CONNECT_TIMEOUT_S = 15.0

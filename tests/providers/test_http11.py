@@ -19,7 +19,7 @@ import pytest
 from swe_infer.errors import ContextOverflow, RequestError
 from swe_infer.providers.bounds import ERROR_BYTES, WHOLE_BYTES
 from swe_infer.providers.openai_chat import OpenAIChat
-from swe_infer.providers.pools import transport_settings
+from swe_infer.providers.transport import transport_settings
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
 from tests.support.api_server import ApiServer
 
