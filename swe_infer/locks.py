@@ -240,7 +240,8 @@ def this_process() -> dict[str, Any]:
 
 
 def process_in(content: bytes) -> dict[str, Any] | None:
-    """The process that :func:`this_process` described; None if the content is invalid, as of a foreign lock file."""
+    """The process that :func:`this_process` described; None if the content is invalid, such as that
+    of another program's lock file."""
     try:
         owner = json.loads(content)
     except (ValueError, RecursionError):

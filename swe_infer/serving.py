@@ -132,7 +132,7 @@ def raise_file_limit() -> None:
 
 
 def port_number(text: str) -> int:
-    """The type of an option ``--port``, for argparse."""
+    """The type of the option ``--port``, for argparse."""
     if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 1 << 16):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 0 to 65535")
     return int(text)

@@ -27,7 +27,7 @@ _HEAD = "node:__internal_head__"
 
 
 class BudgetActor:
-    """The class of the actor: serves in a thread."""
+    """The class of the actor, which serves in a thread."""
 
     def __init__(self) -> None:
         import ray

@@ -106,7 +106,7 @@ class BudgetClient:
         self._name = f"{key}={address.server}/{address.name}"
         self._path = address.name
         self.calls = 0
-        """Calls that were sent."""
+        """Number of calls that were sent."""
         self._contact = _CONTACTS.setdefault(address.server, _Contact())
         try:
             self._http: httpx2.Client | None = self._connection(_ACTOR_START_S)

@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _TIMEOUT_PER_AMOUNT_S = 0.001
-"""In addition for each request of a batch."""
-
+"""Added to the timeout for each request of a batch."""
 
 _nothing = one_of(None)
 
@@ -62,7 +61,7 @@ def _indexes(count: int) -> Callable[[Any], list[int]]:
 
 
 def _until_reply(call: Callable[[], _T]) -> _T:
-    """Makes a call that has to succeed, and that is safe to repeat. It blocks for a minute if there is no reply."""
+    """Repeats a call until the server replies, for up to a minute. The call must be safe to repeat."""
     while True:
         try:
             return call()
@@ -104,7 +103,7 @@ class RemoteLedger(CapLedger):
 
     @property
     def spent_usd(self) -> Decimal:
-        """As in the base class; while the server does not reply, as far as it is known."""
+        """As in the base class; the last known value while the server does not reply."""
         with suppress(Busy):
             self.remaining()
         return self._cap - self._unspent

@@ -32,10 +32,10 @@ Version = tuple[int, ...] | None
 """What changes with a file; None: the file does not exist."""
 
 _CACHE: dict[tuple[str, str, str], tuple[Version, bytes]] = {}
-"""By provider, search path and file: the version of the file, and its pickled result, which Hydra may change."""
-
+"""By provider, search path and file: the version of the file, and its result, pickled since Hydra may change it."""
 
 _RECORDED: dict[str, Version] | None = None
+"""Where :func:`recording` collects files and versions; None outside its block."""
 
 
 def version_of(file: str) -> Version:

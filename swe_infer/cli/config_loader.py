@@ -51,8 +51,8 @@ _COMPOSED: dict[tuple[Any, ...], _Options] = {}
 
 
 class CachedLoader(ConfigLoaderImpl):
-    """Hydra's config loader with this cache. It composes everything that it does not cache, and reports every error,
-    as Hydra does."""
+    """Hydra's config loader with a cache. What it does not cache, it composes as Hydra does, and it reports the same
+    errors."""
 
     def load_configuration(
         self,

@@ -102,8 +102,8 @@ def _command(
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[Path], list[Filter]]:
-    """The paths and the filters among the arguments. An existing path is no filter. Of a URL, there is a copy with
-    what a list needs.
+    """The paths and the filters among the arguments. An existing path is no filter. For a URL, the path is a
+    local copy with what a list needs.
 
     Raises:
         ConfigError: an argument is neither.

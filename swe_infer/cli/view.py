@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 TOKEN = "SWE_INFER_VIEW_TOKEN"
 _REFRESH_S = 5.0
-"""Seconds between two looks at an object store."""
+"""Seconds between checks of an object store for new files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

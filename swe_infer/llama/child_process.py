@@ -1,4 +1,4 @@
-"""Starts processes that only their parent ends."""
+"""Starts processes that end with their parent, and in which SIGINT and SIGTERM are blocked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from multiprocessing.process import BaseProcess
 
 
 def start_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    """Run ``target`` in a new process, which ends with this one. SIGINT and SIGTERM are blocked in it.
+    """Run ``target`` in a new process.
 
-    Terminals, Slurm and ``timeout`` send these to every process of a command. Its children must continue, so that it
-    can finish requests in flight.
+    Terminals, Slurm and ``timeout`` send SIGINT and SIGTERM to every process of a command. Its children must
+    continue, so that it can finish requests in flight.
     """
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(target, *arguments), daemon=True)
     resource_tracker.ensure_running()  # its start unblocks the signals

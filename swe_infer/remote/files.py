@@ -74,7 +74,7 @@ def read_entry(path: Path, before: FileEntry | None, put: Callable[[bytes], str]
     Args:
         before: its entry, if it has one.
         put: stores a piece of content and returns the object's name.
-        small: the manifest has space for a small file.
+        small: whether the manifest has space for a small file.
 
     Raises:
         OSError: the file cannot be read.
@@ -87,7 +87,7 @@ def read_entry(path: Path, before: FileEntry | None, put: Callable[[bytes], str]
         return _whole(content, modified_ns, put, small=small)
     with open(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        os.fsync(file.fileno())  # a power failure must not take what the store has
+        os.fsync(file.fileno())  # so that a power failure loses nothing that the store has
         if path.name.endswith(_LINES):
             size = _end_of_lines(file.fileno(), size)
         if size <= _SMALL:

@@ -3,13 +3,13 @@
 Below the folder's URL, in ``.swe_infer/``:
 
 * ``claim-EPOCH.json``: who may write the folder: host, process, token. Its owner creates it, if there is none, and
-  writes the same again and again: its age shows whether the owner is alive. The claim with the highest epoch counts.
+  rewrites it regularly: its age shows whether the owner is alive. The claim with the highest epoch counts.
 * ``manifest-EPOCH.json``: the files of the folder and the objects with their content. Only the owner of the epoch's
   claim writes it.
 * ``objects/EPOCH-DIGEST``: a piece of a file, never changed.
 
-The manifest of the highest epoch that has one is the state of the folder. A former owner that wakes up writes to its
-own epoch, which nobody reads any more. It removes objects only after it has written its manifest and then found no
+The manifest of the highest epoch that has one is the state of the folder. A former owner that continues writes to its
+own epoch, which no reader uses. It removes objects only after it has written its manifest and then found no
 higher claim: a new owner creates its claim before it reads the former manifest, so it never needs a removed object.
 """
 
@@ -78,7 +78,7 @@ class Manifest:
         writer: id of the local working directory that it mirrors.
         files: by their paths relative to the folder.
         running: the runs in progress, by their paths relative to the folder; "" is the folder itself.
-        released: its owner has ended.
+        released: whether its owner has ended.
         published: versions of the files that were also copied to their plain names.
     """
 
@@ -122,7 +122,7 @@ class Manifest:
 
 def _entry(name: object, raw: Mapping[str, Any]) -> FileEntry:
     if not _is_safe(name):
-        raise ValueError(f"{name!r} is no name of a file")
+        raise ValueError(f"{name!r} is not a valid file name")
     size, modified_ns = int(raw["size"]), int(raw["modified_ns"])
     content = base64.b64decode(raw["content"], validate=True) if "content" in raw else None
     parts, start = [], 0
@@ -132,7 +132,7 @@ def _entry(name: object, raw: Mapping[str, Any]) -> FileEntry:
         parts.append(Part(part_name, start, int(part_size)))
         start += int(part_size)
     if (start if content is None else len(content)) != size or not 0 <= modified_ns < 1 << 63:
-        raise ValueError(f"{name}: has another size than its parts")
+        raise ValueError(f"{name}: its size is not that of its content")
     return FileEntry(size, modified_ns, str(raw["tail"]), tuple(parts), content)
 
 

@@ -238,8 +238,8 @@ class Mirror:
             return
         old = [claim_name(epoch) for epoch in names.claims if epoch < self._epoch]
         old += [manifest_name(epoch) for epoch in names.manifests if epoch < self._epoch]
-        there = {f"objects/{entry.name}" for entry in self._store.entries(f"{FOLDER}/objects")}
-        self._store.remove([*old, *(f"{FOLDER}/{name}" for name in there - self._manifest.objects)])
+        stored = {f"objects/{entry.name}" for entry in self._store.entries(f"{FOLDER}/objects")}
+        self._store.remove([*old, *(f"{FOLDER}/{name}" for name in stored - self._manifest.objects)])
 
     def _fetch(self, former: Manifest | None) -> None:
         """Brings the working directory to the state of the folder, and keeps what only this machine has."""
@@ -255,8 +255,8 @@ class Mirror:
         elif former.writer != writer:
             self._take_over(former)
         else:
-            there = {name: entry for name, entry in former.files.items() if not (self.directory / name).exists()}
-            fetch_files(self._store, there, self.directory)
+            missing = {name: entry for name, entry in former.files.items() if not (self.directory / name).exists()}
+            fetch_files(self._store, missing, self.directory)
         if not writer or (former is not None and former.writer != writer):
             writer = secrets.token_hex(8)
             write_atomically(state, f"{writer}\n")

@@ -1,4 +1,4 @@
-"""Files of an object store that no command of ours mirrors: datasets, and runs that were copied there."""
+"""Files of an object store that are not part of a mirrored folder: datasets, and runs that were copied there."""
 
 from __future__ import annotations
 

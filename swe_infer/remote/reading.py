@@ -209,7 +209,7 @@ def _fetch_mirror(store: Store, place: Path, *, listing: bool, inner: str = "") 
             _prune(place, set(files))
         _mark_running(store, manifest, place, files)
         return True
-    raise RemoteStoreError(store.url, "changes all the time; repeat the command")
+    raise RemoteStoreError(store.url, "keeps changing; repeat the command")
 
 
 def _is_fetched(path: Path, entry: FileEntry) -> bool:

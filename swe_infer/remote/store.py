@@ -1,4 +1,4 @@
-"""Object stores through fsspec: which URLs exist, and the few operations that are used."""
+"""Object stores through fsspec: the supported URLs and operations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scheme:
     Args:
         module: the module of its file system.
         extra: the extra of this package that installs it.
-        is_writable: it can create an object only if there is none, in one step.
+        is_writable: whether it can create an object in one step, only if there is none.
     """
 
     module: str
@@ -294,7 +294,7 @@ class Store:
 
     def modified(self, name: str) -> float | None:
         """When an object was written, in seconds since the epoch by the store's clock; None if it does not exist or
-        the store does not say."""
+        the store reports no time."""
         try:
             self._files.invalidate_cache()
             return float(self._files.modified(self._path(name)).timestamp())

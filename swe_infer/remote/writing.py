@@ -20,10 +20,10 @@ def written_folder(text: str, key: str = "", *, exists: bool = False) -> Iterato
 
     Args:
         key: the key or argument in messages; may be empty.
-        exists: the store must have it already.
+        exists: whether the store must have it already.
 
     Raises:
-        ConfigError: the URL is invalid, or there is nothing.
+        ConfigError: the URL is invalid, or the folder does not exist.
         RemoteStoreError: the store refuses or cannot be reached.
         StoreError: another process writes the folder.
         UploadIncomplete: at the end.
