@@ -206,7 +206,7 @@ def read_manifest(store: Store) -> Manifest | None:
             continue
         except ValueError as error:
             raise DamagedObject(store.url, f"{store.url}/{manifest_name(epoch)} is invalid: {error}") from None
-    raise RemoteStoreError(store.url, "its owner changes all the time; repeat the command")
+    raise RemoteStoreError(store.url, "its owner keeps changing; repeat the command")
 
 
 def mirrored_parent(url: str) -> str | None:
