@@ -23,15 +23,14 @@ class StudySweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra once, before :meth:`sweep`."""
-        from swe_infer.cli.config_loader import CachedLoader
+        from swe_infer.cli.config_loader import cached_context
 
-        self._loader = CachedLoader(hydra_context.config_loader.get_search_path())
+        context = cached_context(hydra_context)
+        self._loader = context.config_loader
         self._config = config
         self._launched = 0
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(config_loader=self._loader, callbacks=hydra_context.callbacks),
-            task_function=task_function,
-            config=config,
+            hydra_context=context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:

@@ -30,13 +30,13 @@ class PointSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra calls this once, before :meth:`sweep`."""
-        from swe_infer.cli.config_loader import CachedLoader
+        from swe_infer.cli.config_loader import cached_context
 
-        self._loader = CachedLoader(hydra_context.config_loader.get_search_path())
+        context = cached_context(hydra_context)
+        self._loader = context.config_loader
         self._config = config
-        hydra_context = HydraContext(config_loader=self._loader, callbacks=hydra_context.callbacks)
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
@@ -127,6 +127,11 @@ def _is_value(override: Override) -> bool:
     key = override.key_or_group
     names_key = key in ROOT_KEYS or ("." in key and "/" not in key)
     return names_key and not (override.is_delete() or override.package or key.startswith(_SET_BY_HYDRA))
+
+
+def cached_context(context: HydraContext) -> HydraContext:
+    """The context of a sweeper and its launcher, whose loader is a :class:`CachedLoader`."""
+    return HydraContext(CachedLoader(context.config_loader.get_search_path()), context.callbacks)
 
 
 @contextmanager

@@ -36,7 +36,6 @@ from swe_infer.prompt_format import prompt_of
 from swe_infer.prompts.frozen import BUDGETS, PromptLines, RowFigures, figures_of, frozen_row, remove
 from swe_infer.prompts.rows import RenderedRows
 from swe_infer.redaction import without_credentials
-from swe_infer.remote.paths import plain_path
 from swe_infer.remote.reading import readable_path
 from swe_infer.remote.store import is_remote
 from swe_infer.remote.writing import written_file
@@ -100,8 +99,7 @@ def main() -> int:
         _check(arguments)
         if not out:
             raise ConfigError(f"{_OUT}; see --help")
-        with ExitStack() as stack:
-            local = stack.enter_context(written_file(out, "--out")) if is_remote(out) else plain_path(out, "--out")
+        with written_file(out, "--out") as local:
             place, form = _place_of(out, local)
             cfg = _composed(arguments)
             status = _freeze(cfg, out, place, form, _recorded_run(arguments))

@@ -56,12 +56,12 @@ def main() -> NoReturn:
     task = HydraTask()
     try:
         sys.argv[1:] = hydra_arguments(sys.argv[1:])
-        prepare_hydra()
         if (cfg := _compose_single_run(sys.argv[1:])) is not None:
             task(cfg)
         else:
             with mirror_of_sweep(sys.argv[1:]) or nullcontext():
                 if not _run_sweep(sys.argv[1:], task):
+                    prepare_hydra()
                     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except SweInferError as error:  # of the command line, or of a sweep before its first job
         print(f"error: {without_credentials(message_of(error))}", file=sys.stderr)

@@ -121,7 +121,7 @@ class PreparedRun:
         if is_remote(place) and self.experiment.dry_run and self._sweep is None:
             from swe_infer.remote.reading import NotFound, readable_path
 
-            with suppress(NotFound):
+            with suppress(NotFound):  # a new run
                 return readable_path(place, "output_dir")
         return working_path(place, "output_dir")
 

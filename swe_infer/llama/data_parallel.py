@@ -30,7 +30,7 @@ from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
 
-MAX_LOSSES = 4
+MAX_REQUEST_LOSSES = 4
 """Lost engines after which a request fails."""
 _ALONE_AFTER = 2
 """Lost engines after which a request has an engine to itself, so that it fails alone if it ends engines."""
@@ -258,7 +258,7 @@ class DataParallelEngine:
         for request in requests:
             self._losses[request.key] += 1
             losses = self._losses[request.key]
-            if losses == MAX_LOSSES:
+            if losses == MAX_REQUEST_LOSSES:
                 why = f"{losses} engines ended while they computed this request; the last one: {error}"
                 on_rejected(request, WorkerDied(why))
             else:
