@@ -56,16 +56,28 @@ class Seen:
     size: int
     modified_ns: int
 
+    def is_of(self, entry: FileEntry) -> bool:
+        """Whether it is the file of a manifest's entry."""
+        return (self.size, self.modified_ns) == (entry.size, entry.modified_ns)
+
     @classmethod
     def of(cls, path: Path) -> Seen:
         """Raises OSError. The write-ahead log of a database belongs to it."""
         status = path.lstat()
         seen = cls(status.st_ino, status.st_size, status.st_mtime_ns)
         if path.name.endswith(_DATABASE):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it has none
                 log = path.with_name(f"{path.name}-wal").lstat()
                 seen = cls(seen.inode, seen.size + log.st_size, max(seen.modified_ns, log.st_mtime_ns))
         return seen
+
+
+def is_current(path: Path, entry: FileEntry) -> bool:
+    """Whether a local file is that of a manifest's entry."""
+    try:
+        return Seen.of(path).is_of(entry)
+    except OSError:
+        return False
 
 
 def read_entry(path: Path, before: FileEntry | None, put: Callable[[bytes], str], *, small: bool = True) -> FileEntry:

@@ -94,6 +94,10 @@ class Manifest:
         """The names of all objects that it needs."""
         return {part.name for entry in self.files.values() for part in entry.parts}
 
+    def is_running(self, run: PurePosixPath) -> bool:
+        """Whether a run, named by its path relative to the folder, is in progress."""
+        return ("" if run == PurePosixPath() else str(run)) in self.running
+
     def encoded(self) -> bytes:
         files: dict[str, Any] = {}
         for name, entry in self.files.items():

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from swe_infer.errors import ConfigError, SweInferError, UploadIncomplete
-from swe_infer.remote.store import checked_url, is_remote, scheme_of, writable_url
+from swe_infer.remote.store import checked_url, is_remote, scheme_of, with_key, writable_url
 from swe_infer.resources import cache_home, expanded, state_home
 
 _FILE = re.compile(r"file://(?:localhost)?(/.*)", re.DOTALL)
@@ -29,7 +29,7 @@ def plain_path(text: str, key: str = "") -> Path:
         return expanded(text, key)
     if (found := _FILE.fullmatch(text)) is not None:
         return Path(found[1])
-    shown = f"{key}={text}" if key else text
+    shown = with_key(text, key)
     if scheme_of(text) == "file":
         raise ConfigError(f"{shown}: must be an absolute path, such as file:///home/me/runs")
     checked_url(text, key)

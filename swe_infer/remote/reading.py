@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from swe_infer.errors import ConfigError, RemoteStoreError
 from swe_infer.files import open_regular
 from swe_infer.locks import process_in
-from swe_infer.remote.files import fetch_files, mirrored_files
+from swe_infer.remote.files import fetch_files, is_current, mirrored_files
 from swe_infer.remote.manifest import (
     FOLDER,
     FileEntry,
@@ -29,7 +29,7 @@ from swe_infer.remote.manifest import (
 )
 from swe_infer.remote.paths import cached_path, plain_path
 from swe_infer.remote.plain import fetch_plain, files_below, is_run_or_sweep
-from swe_infer.remote.store import AT_ONCE, DamagedObject, Store, checked_url, is_remote, naming
+from swe_infer.remote.store import AT_ONCE, DamagedObject, Store, checked_url, is_remote, naming, with_key
 from swe_infer.run_directory import layout
 
 log = logging.getLogger(__name__)
@@ -62,12 +62,12 @@ def readable_path(text: str, key: str = "", *, listing: bool = False) -> Path:
     if not is_remote(text):
         return plain_path(text, key)
     url = checked_url(text, key)
-    with naming(f"{key}={url}" if key else url):
+    with naming(with_key(url, key)):
         root = mirrored_parent(url)
         place = cached_path(root or url, "remote_lists" if listing else "remote_copies")
         place = _copied(url, root, place, listing=listing)
     if not place.is_dir():
-        raise NotFound(f"{key}={url}: not found" if key else f"{url}: not found")
+        raise NotFound(f"{with_key(url, key)}: not found")
     return place
 
 
@@ -197,7 +197,7 @@ def _fetch_mirror(store: Store, place: Path, *, listing: bool, inner: str = "") 
             for name, entry in manifest.files.items()
             if not inner or name == inner or name.startswith(f"{inner}/")
         }
-        wanted = {name: entry for name, entry in files.items() if not _is_fetched(place / name, entry)}
+        wanted = {name: entry for name, entry in files.items() if not is_current(place / name, entry)}
         skipped = {name for name in wanted if listing and not _is_listed(name, wanted[name], manifest)}
         try:
             fetch_files(store, {name: entry for name, entry in wanted.items() if name not in skipped}, place)
@@ -212,20 +212,12 @@ def _fetch_mirror(store: Store, place: Path, *, listing: bool, inner: str = "") 
     raise RemoteStoreError(store.url, "keeps changing; repeat the command")
 
 
-def _is_fetched(path: Path, entry: FileEntry) -> bool:
-    try:
-        status = path.lstat()
-    except OSError:
-        return False
-    return (status.st_size, status.st_mtime_ns) == (entry.size, entry.modified_ns)
-
-
 def _is_listed(name: str, entry: FileEntry, manifest: Manifest) -> bool:
     """Whether a list of runs needs the content of a file. It reads the records of a run that was killed."""
     if entry.size <= _LARGE or not name.endswith(_NOT_LISTED):
         return True
     path = PurePosixPath(name)
-    if path.name != layout.RECORDS or str(path.parent) in (one or "." for one in manifest.running):
+    if path.name != layout.RECORDS or manifest.is_running(path.parent):
         return False
     summary = manifest.files.get(str(path.with_name(layout.SUMMARY)))
     return summary is None or summary.modified_ns < entry.modified_ns
@@ -250,16 +242,15 @@ def _mark_running(store: Store, manifest: Manifest, place: Path, files: Mapping[
     """Gives the copies of runs in progress the lock file of their process, and removes it from others."""
     owner = None
     if not manifest.released and manifest.running and lease_left_s(store, names_in(store), by_local_clock=True) > 0:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # its owner has just ended
             owner = store.read(claim_name(manifest.epoch))
     for name in files:
         path = place / name
         if path.name not in layout.MARKERS:
             continue
-        run = PurePosixPath(name).parent
         lock = path.with_name(layout.LOCK)
         own = lock.with_name(f"{lock.name}.owner")
-        if owner is not None and process_in(owner) and str(run) in (one or "." for one in manifest.running):
+        if owner is not None and process_in(owner) and manifest.is_running(PurePosixPath(name).parent):
             lock.touch()
             own.write_bytes(owner)
         else:

@@ -74,7 +74,7 @@ def checked_url(text: str, key: str) -> str:
         ConfigError: the scheme is unknown or its package is missing, or the URL contains credentials or names no
             bucket.
     """
-    shown = without_credentials(f"{key}={text}" if key else text)
+    shown = without_credentials(with_key(text, key))
     found = _URL.fullmatch(text)
     scheme = None if found is None else SCHEMES.get(found[1])
     if found is None or scheme is None:
@@ -111,6 +111,11 @@ class AccessDenied(RemoteStoreError):
 
 class DamagedObject(RemoteStoreError):
     """An object has unexpected content."""
+
+
+def with_key(url: str, key: str) -> str:
+    """A URL for messages, with the key that named it, if any."""
+    return f"{key}={url}" if key else url
 
 
 @contextmanager

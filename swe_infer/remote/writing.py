@@ -11,7 +11,7 @@ from swe_infer.remote.files import mirrored_files
 from swe_infer.remote.manifest import mirrored_parent
 from swe_infer.remote.mirror import Mirror
 from swe_infer.remote.paths import plain_path, working_path
-from swe_infer.remote.store import Store, is_remote, naming, writable_url
+from swe_infer.remote.store import Store, is_remote, naming, with_key, writable_url
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def written_folder(text: str, key: str = "", *, exists: bool = False) -> Iterato
         yield plain_path(text, key)
         return
     url = writable_url(text, key)
-    with naming(f"{key}={url}" if key else url):
+    with naming(with_key(url, key)):
         parent = mirrored_parent(url)
         if exists and parent is None and not Store(url).entries():
             raise ConfigError(f"{url}: not found")
