@@ -30,7 +30,7 @@ from swe_infer.errors import RemoteStoreError, StoreError, UploadIncomplete
 from swe_infer.files import open_regular, write_atomically
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import is_gone, process_in, this_process
-from swe_infer.remote.files import Seen, contents, fetch_files, mirrored_files, read_entry, unsent_lines
+from swe_infer.remote.files import Seen, contents, fetch_files, is_current, mirrored_files, read_entry, unsent_lines
 from swe_infer.remote.manifest import (
     FOLDER,
     LEASE_S,
@@ -48,7 +48,7 @@ from swe_infer.remote.manifest import (
 )
 from swe_infer.remote.paths import working_path
 from swe_infer.remote.plain import fetch_plain, files_below, is_run_or_sweep
-from swe_infer.remote.store import Store, naming, writable_url
+from swe_infer.remote.store import Store, naming, with_key, writable_url
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.lock import is_locked
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
@@ -90,7 +90,7 @@ class Mirror:
     def __init__(self, url: str, key: str = "", interval_s: float = INTERVAL_S) -> None:
         self.url = writable_url(url, key)
         self.directory = working_path(self.url, key)
-        self._what = f"{key}={self.url}" if key else self.url
+        self._what = with_key(self.url, key)
         self._interval_s = interval_s
         self._last_upload_s = _LAST_TRIES * interval_s
         self._store = Store(self.url)
@@ -117,7 +117,10 @@ class Mirror:
             self._claim()
             self._renewer.start()
             stack.callback(self._withdraw)
-            self._fetch(read_manifest(self._store))  # after the claim, see manifest.py
+            try:
+                self._fetch(read_manifest(self._store))  # after the claim, see manifest.py
+            except OSError as error:
+                raise StoreError(f"{error.filename or self.directory}: {error.strerror or error}") from error
             self._write_manifest(self._manifest)
             self._remove_former()
             self._thread.start()
@@ -201,6 +204,7 @@ class Mirror:
     def _refuse_owned(self, names: Names) -> None:
         """Raises StoreError if the owner of the last claim is alive, or may be."""
         owner = manifest = None
+        # Either may be missing, and the manifest damaged: then the age of what is there decides.
         with contextlib.suppress(FileNotFoundError):
             owner = process_in(self._store.read(claim_name(names.last)))
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -215,19 +219,19 @@ class Mirror:
             )
 
     def _renew(self) -> None:
-        """Writes the claim again and again, so that it does not expire while something large is copied. A process
-        that was suspended comes here first, and finds that its claim is lost."""
+        """Renews the claim regularly, so that it does not expire while large files are copied. A process that was
+        suspended notices here first that it has lost its claim."""
         while not self._ended.wait(_RENEW_S):
-            with contextlib.suppress(RemoteStoreError):
+            with contextlib.suppress(RemoteStoreError):  # the uploads report it, and the next renewal tries again
                 self._check_claim()
                 if self._lost:
                     return
                 self._store.write(claim_name(self._epoch), self._content)
 
     def _withdraw(self) -> None:
-        """Gives the claim up before anything was written under it."""
+        """Removes the claim, if no manifest was written under it."""
         self._stop_renewing()
-        with contextlib.suppress(RemoteStoreError):
+        with contextlib.suppress(RemoteStoreError):  # an earlier error is reported; the claim expires
             if not self._has_written:
                 self._store.remove([claim_name(self._epoch)])
 
@@ -263,9 +267,9 @@ class Mirror:
         former = former or Manifest(0, writer)
         self._manifest = replace(former, epoch=self._epoch, writer=writer, released=False, running=())
         for name, entry in former.files.items():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the next upload reads it
                 seen = Seen.of(self.directory / name)
-                if (seen.size, seen.modified_ns) == (entry.size, entry.modified_ns):
+                if seen.is_of(entry):
                     self._seen[name] = seen
 
     def _fetch_plain(self) -> None:
@@ -282,13 +286,11 @@ class Mirror:
         wanted: dict[str, FileEntry] = {}
         for name, entry in former.files.items():
             path = self.directory / name
-            with contextlib.suppress(OSError):
-                seen = Seen.of(path)
-                if (seen.size, seen.modified_ns) == (entry.size, entry.modified_ns):
-                    continue
-                if path.name in _JOURNALS and (lines := unsent_lines(path, contents(self._store, entry))):
-                    # On disk before the file is replaced, so that a kill loses none of them.
-                    _append(path.with_name(f".{path.name}{_UNSENT}"), lines)
+            if is_current(path, entry):
+                continue
+            if path.name in _JOURNALS and (lines := unsent_lines(path, contents(self._store, entry))):
+                # On disk before the file is replaced, so that neither a kill nor a full disk loses any of them.
+                _append(path.with_name(f".{path.name}{_UNSENT}"), lines)
             wanted[name] = entry
         if wanted:
             size = sum(entry.size for entry in wanted.values())
@@ -420,7 +422,7 @@ class Mirror:
         if (epoch := names_in(self._store).last) <= self._epoch:
             return
         owner = None
-        with contextlib.suppress(RemoteStoreError, FileNotFoundError):
+        with contextlib.suppress(RemoteStoreError, FileNotFoundError):  # only the message needs it
             owner = process_in(self._store.read(claim_name(epoch)))
         with self._losing:
             if not self._lost:

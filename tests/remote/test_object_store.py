@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -356,6 +357,29 @@ def _two_owners(tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPa
     machine(monkeypatch, tmp_path / "a", store)
     with Mirror("s3://bucket/x", interval_s=1000) as back:
         assert (back.directory / "records.jsonl").read_text() == '{"b": 1}\n{"a": 1}\n'
+
+
+def test_answers_of_a_returning_machine_outlive_a_full_disk(
+    tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path / "a", store)
+    write_run("s3://bucket/x", "first")
+    records = working_path("s3://bucket/x") / "records.jsonl"
+    own = "".join(f"{number:0100}\n" for number in range(1000))
+    machine(monkeypatch, tmp_path / "b", store)
+    write_run("s3://bucket/x", "second")
+    records.write_text(own)  # what machine a had not uploaded when it was lost
+    machine(monkeypatch, tmp_path / "a", store)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="File too large"):
+            Mirror("s3://bucket/x").__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert records.read_text() == own
+    with Mirror("s3://bucket/x", interval_s=1000):
+        assert records.read_text() == f"second\n{own}"
 
 
 def write_run(url: str, line: str, name: str = "records.jsonl") -> None:
