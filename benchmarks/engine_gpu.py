@@ -320,7 +320,7 @@ def reported(what: str) -> Iterator[None]:
     """A peer that fails must not lose the other figures."""
     try:
         yield
-    except (Exception, SystemExit) as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a peer may raise anything
         say(figure="peer", what=what, failed=f"{type(error).__name__}: {error}"[:300])
 
 

@@ -57,7 +57,7 @@ def run(command: Sequence[str], limit: float, write: Callable[[str], None]) -> i
     )
 
     def end() -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
             os.killpg(process.pid, signal.SIGKILL)
 
     timer = threading.Timer(limit, end)

@@ -104,7 +104,7 @@ class RemoteLedger(CapLedger):
     @property
     def spent_usd(self) -> Decimal:
         """As in the base class; the last known value while the server does not reply."""
-        with suppress(Busy):
+        with suppress(Busy):  # the server does not reply
             self.remaining()
         return self._cap - self._unspent
 
