@@ -181,12 +181,18 @@ class RunWriter:
         return [run for run in self._runs.values() if not run.ended.is_set()]
 
     def _write(self) -> None:
-        """The writer thread: starts the process, writes to it, and waits for its end."""
+        """The writer thread. Whatever ends it ends the runs, so that none waits for it."""
+        try:
+            self._run_process()
+        finally:
+            self._end()
+
+    def _run_process(self) -> None:
+        """Start the process, write to it, and wait for its end."""
         try:
             process = self._process = self._spawn()
         except (OSError, ValueError, StoreError) as error:
             self._warn(f"the worker cannot be started: {error}")
-            self._end()
             return
         reader = threading.Thread(target=self._read, args=(process,), name="wandb-reader", daemon=True)
         reader.start()
@@ -203,7 +209,6 @@ class RunWriter:
         if not self._done:
             log_file = folder_of(self._runs[0].directory) / "worker.log"
             self._warn(f"the worker ended with status {process.returncode} (see {log_file})")
-        self._end()
 
     def _end(self) -> None:
         self._ended.set()
@@ -242,7 +247,9 @@ class RunWriter:
         for message in messages:
             try:
                 send(pipe, {"run": number, **message})
-            except (TypeError, ValueError) as error:  # JSON cannot express it
+            except OSError:
+                raise
+            except Exception as error:  # noqa: BLE001 - JSON cannot express a value, or its own code failed
                 self._warn(f"{type(error).__name__}: {error}", run)
             if "finish" in message:
                 self._pending.remove((number, run))

@@ -168,10 +168,20 @@ def test_no_tracker_listens_to_everything_and_does_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "wandb").exists()
 
 
-def test_values_that_json_does_not_know_do_not_hold_the_runs_end(tmp_path: Path) -> None:
+class _Unprintable:
+    def __str__(self) -> str:
+        raise KeyError("no text")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["loop", "deep", "unprintable"])
+def test_values_that_json_does_not_know_do_not_hold_the_runs_end(kind: str, tmp_path: Path) -> None:
     tracker = WandbTracker(finish_timeout_s=3600.0)
-    strange: dict[str, Any] = {"loop": {}}
-    strange["loop"]["again"] = strange["loop"]
+    strange: dict[str, Any] = {"unprintable": _Unprintable()} if kind == "unprintable" else {}
+    if kind == "loop":
+        strange["again"] = strange
+    for _ in range(100_000 if kind == "deep" else 0):
+        strange = {"deeper": strange}
     tracker.start(info(tmp_path, config={"fine": {("a", "key"): 1, "path": tmp_path}}))
     tracker.record({}, {"completed": 1, "stats": strange})
     tracker.finish({"completed": 1}, [], 0)
