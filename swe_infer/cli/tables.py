@@ -164,6 +164,8 @@ def print_summary(
     """
     place = shlex.quote(displayed(directory))
     is_offline = address is not None and "://" not in address
+    if address is not None and is_offline and (folder := Path(address)).is_relative_to(directory.absolute()):
+        address = displayed(directory / folder.relative_to(directory.absolute()))  # as the other lines write it
     print_rows(
         [
             *summary_rows(summary, skips),

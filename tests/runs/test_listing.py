@@ -383,9 +383,12 @@ def test_a_run_is_listed_with_all_of_its_sweeps(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_closing_table_of_an_offline_run_has_the_command_that_syncs_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = made(tmp_path / "a run")
     for address in (str(run / "wandb" / "offline-run-1"), "https://wandb.ai/team/project/runs/1", None):
         print_summary(RunDirectory(run).summary(), run, address)
     assert capsys.readouterr().err.count(f"swe-infer-runs sync '{run}'") == 1
+    monkeypatch.chdir(tmp_path)
+    print_summary(RunDirectory(run).summary(), Path("a run"), str(run / "wandb" / "offline-run-1"))
+    assert "  tracker    a run/wandb/offline-run-1\n" in capsys.readouterr().err
