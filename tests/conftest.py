@@ -20,13 +20,14 @@ import pytest
 from hypothesis import settings
 
 from tests.support import commands
-from tests.support.selection import forbid_processes, is_slow, late_imports
+from tests.support.selection import ProcessWatch, is_slow, late_imports
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "openai", "anthropic", "wandb", "ray"}
 NEED_TORCH = {"llama", "sample"}
 """Folders whose tests import torch and transformers. They come first, so that one worker runs most of them."""
 HEAVY_IMPORTS = pytest.StashKey[list[str]]()
 LATE_IMPORTS_MADE = pytest.StashKey[set[str]]()
+WATCH = pytest.StashKey[ProcessWatch]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,11 +107,20 @@ def heavy_imports(request: pytest.FixtureRequest) -> list[str]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Make the late imports of the item's module. The tests of ``--fast`` need none."""
+    watch(item.config).begin()
     if item.config.getoption("fast"):
-        forbid_processes()
-    elif isinstance(item, pytest.Function) and item.module.__name__ not in item.config.stash[LATE_IMPORTS_MADE]:
+        return
+    if isinstance(item, pytest.Function) and item.module.__name__ not in item.config.stash[LATE_IMPORTS_MADE]:
         make_late_imports(item.module)
         item.config.stash[LATE_IMPORTS_MADE].add(item.module.__name__)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A test that starts a process must be known as one, or ``--fast`` fails."""
+    noted = watch(item.config).noted
+    if noted and isinstance(item, pytest.Function) and not is_slow(item):
+        pytest.fail(f"{noted[0]}: mark this test with pytest.mark.slow", pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -123,6 +133,12 @@ def pytest_runtest_call() -> Generator[None, object, object]:
         for command in set(commands.STARTED) - earlier:
             command.end()
         raise
+
+
+def watch(config: pytest.Config) -> ProcessWatch:
+    if WATCH not in config.stash:  # the parent of pytest-xdist's workers, which runs no test, has none
+        config.stash[WATCH] = ProcessWatch(forbid=config.getoption("fast"))
+    return config.stash[WATCH]
 
 
 def make_late_imports(module: ModuleType) -> None:

@@ -54,6 +54,7 @@ def test_an_option_of_each_kind_composes_and_its_parts_are_built(request: pytest
     assert [fault for option in options if (fault := fault_of_option(*option))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.full
 def test_an_option_of_a_kind_composes_as_the_other_options_of_the_kind() -> None:
     """What the tests merge themselves, to save time, is what Hydra composes."""

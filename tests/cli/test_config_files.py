@@ -76,6 +76,7 @@ def test_an_invalid_defaults_list_is_a_config_error(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(RunMode))
 def test_the_cached_loader_gives_what_hydra_composes(mode: RunMode, tmp_path: Path) -> None:
     shutil.copytree(conf_dir(), conf := tmp_path / "conf")

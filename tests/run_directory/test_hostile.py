@@ -240,6 +240,7 @@ def test_json_takes_little_more_memory_than_its_bytes(received: Path) -> None:
         load_run(received)
 
 
+@pytest.mark.slow
 def test_sparse_files_are_not_read_to_their_end(received: Path, tmp_path: Path) -> None:
     for name in ("records.jsonl", "predictions.jsonl", ".reserve", ".lock.owner"):
         shutil.copytree(received, tmp_path / name)

@@ -1,7 +1,7 @@
 """Deselects tests for ``--fast``: those that start a process or server, or use late imports.
 
 This is derived from the code of a test and its fixtures. A test that starts a process through ``swe_infer`` needs the
-mark ``slow``; without it, ``forbid_processes`` makes it fail.
+mark ``slow``: without it, such a test fails, with and without ``--fast``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ast
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -17,9 +18,12 @@ from typing import Any
 
 import pytest
 
-__all__ = ["forbid_processes", "is_slow", "late_imports", "starts_a_process"]
+__all__ = ["ProcessWatch", "is_slow", "late_imports", "starts_a_process"]
 
 STARTERS = {"subprocess", "multiprocessing", "socket", "http.server", "pty"}
+STARTING_CALLS = {"start_server", "create_server", "create_subprocess_exec", "create_subprocess_shell"}
+"""Of asyncio, which other tests use without processes and servers."""
+EVENTS = {"subprocess.Popen", "os.posix_spawn", "socket.bind"}
 OURS = {"tests", "benchmarks"}
 
 
@@ -56,6 +60,8 @@ def _reaches_a_starter(thing: object, seen: set[object]) -> bool:
     seen.add(thing)
     if thing.__module__ in STARTERS:
         return True
+    if isinstance(thing, type) and any(_reaches_a_starter(base, seen) for base in thing.__bases__):
+        return True
     package = _package(thing.__module__)
     if package == "swe_infer":
         return _holds_a_starter(sys.modules[thing.__module__])
@@ -83,6 +89,8 @@ def _calls_a_starter(function: FunctionType, seen: set[object]) -> bool:
         for alias in node.names
     }
     names = set(_names(function.__code__))
+    if names & STARTING_CALLS:
+        return True
     for name in names:
         imported_here = name not in module and _package(name) in OURS | STARTERS
         if name in late or imported_here or _reaches_a_starter(module.get(name), seen):
@@ -108,12 +116,23 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-@functools.cache
-def forbid_processes() -> None:
-    """Make starting a process or binding a socket an error from now on."""
+class ProcessWatch:
+    """Notes each process that a test starts and each socket that it binds, or makes it an error."""
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in ("subprocess.Popen", "os.posix_spawn", "socket.bind"):
-            raise AssertionError(f"{event} in a test of --fast: mark it with pytest.mark.slow ({arguments[:1]!r})")
+    def __init__(self, *, forbid: bool) -> None:
+        self.noted: list[str] = []
+        self._forbid = forbid
+        self._earlier: set[threading.Thread] = set()
+        sys.addaudithook(self._hook)
 
-    sys.addaudithook(hook)
+    def begin(self) -> None:
+        """A test begins. What threads of earlier tests do is not its own."""
+        self._earlier = {*threading.enumerate()} - {threading.current_thread()}
+        self.noted.clear()
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in EVENTS or threading.current_thread() in self._earlier:
+            return
+        self.noted.append(f"{event} {arguments[:1]!r}")
+        if self._forbid:
+            raise AssertionError(f"{self.noted[-1]} in a test of --fast: mark it with pytest.mark.slow")

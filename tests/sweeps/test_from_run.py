@@ -159,6 +159,7 @@ def test_what_executes_code_or_names_a_server_or_a_credential_is_given_again(
     assert hydra_arguments([f"from={tmp_path}", f"{refused_key}=null"])
 
 
+@pytest.mark.slow
 def test_the_recorded_configuration_is_composed_again(tmp_path: Path) -> None:
     own = tmp_path / "own"
     for name, content in (

@@ -61,6 +61,7 @@ def test_records_between_two_points_do_not_wake_the_writer_thread(tmp_path: Path
     assert run.next_due_s(time.monotonic()) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -84,6 +85,7 @@ def test_a_broken_wandb_costs_one_warning(
     assert "\n" not in warning
 
 
+@pytest.mark.slow
 def test_a_stuck_wandb_does_not_hold_the_runs_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_directory_that_cannot_be_made_costs_one_warning(tmp_path: Path, caplo
     assert len(warnings(caplog)) == 1
 
 
+@pytest.mark.slow
 def test_a_record_costs_the_run_a_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     another_wandb(tmp_path / "shadow", monkeypatch, "import time; time.sleep(3600)")
     tracker = WandbTracker(finish_timeout_s=1.0)
@@ -123,6 +126,7 @@ def test_a_record_costs_the_run_a_few_calls(tmp_path: Path, monkeypatch: pytest.
     tracker.finish(totals, [], 0)
 
 
+@pytest.mark.slow
 def test_start_does_not_wait_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     another_wandb(tmp_path / "shadow", monkeypatch, "import time; time.sleep(3600)")
     tracker = WandbTracker(init_timeout_s=3600.0, finish_timeout_s=1.0)
