@@ -245,12 +245,13 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Run one forward pass. Returns the outputs that it completed."""
         started = time.perf_counter()
-        chunks = self.scheduler.schedule()
+        self._step_running = True
+        chunks = self.scheduler.schedule()  # copies blocks, on every rank
         if not chunks:
+            self._step_running = False
             return []
         complete = [chunk for chunk in chunks if chunk.completes]
         scheduled = time.perf_counter()
-        self._step_running = True
         chosen = iter(self._forward(chunks, complete))
         self._step_running = False
         if all(chunk.count == 1 for chunk in chunks):

@@ -17,6 +17,7 @@ from swe_infer.llama.pool import EnginePool
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import Decoding, LlamaModel
+from tests.support import commands
 
 if TYPE_CHECKING:
     from swe_infer.llama.engine import Engine, EngineOptions
@@ -102,20 +103,26 @@ def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
     assert "model.layers.0.self_attn.o_proj.bias" not in second
 
 
-@pytest.mark.parametrize("during_a_step", [True, pytest.param(False, marks=pytest.mark.full)])
-def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, pool: EnginePool, during_a_step: bool) -> None:
+@pytest.mark.parametrize("at", ["ModelInput", "tuple", pytest.param(None, marks=pytest.mark.full)])
+def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, pool: EnginePool, at: str | None) -> None:
+    """Killed at the message of a step, at that of a copied block, or before."""
     engine = engine_of_pool(pool, biased)
+    assert list(engine.generate([ask(i, random_prompt(41, i), 1) for i in range(4)], _refuse)), "prefixes to copy"
     assert engine._tp_group is not None
     ((_, process),) = engine._tp_group._ranks
     assert process.pid is not None
     answers = engine.generate([ask(i, random_prompt(40, i), 400) for i in range(4)], _refuse)
-    if during_a_step:
+    if at is not None:
         send = engine._tp_group.send
 
         def send_and_kill(message: Any) -> None:
-            os.kill(process.pid or 0, signal.SIGSTOP)
+            kill = type(message).__name__ == at and process.is_alive()
+            if kill:
+                commands.pause(process.pid or 0)
             send(message)
-            os.kill(process.pid or 0, signal.SIGKILL)
+            if kill:
+                process.kill()
+                process.join()
 
         engine._tp_group.send = send_and_kill  # type: ignore[method-assign]
     else:
@@ -125,7 +132,7 @@ def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, pool: EnginePool, 
         list(answers)
     engine.abandon()
     assert not engine.usable
-    if during_a_step:
+    if at == "ModelInput":
         again = engine_of_pool(pool, biased)
         assert list(again.generate([ask("a", random_prompt(9, 1), 3)], _refuse)), "the next run starts a new engine"
 

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -34,7 +35,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-__all__ = ["LOCAL", "PACKAGES", "STARTED", "Command", "run", "start"]
+__all__ = ["LOCAL", "PACKAGES", "STARTED", "Command", "pause", "run", "start"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMON = (
@@ -162,6 +163,20 @@ def run(
     command = start(module, *arguments, cwd=cwd, env=env, start_new_session=start_new_session, packages=packages)
     output, errors = command.communicate(timeout)
     return subprocess.CompletedProcess(command.args, command.wait(), output, errors)
+
+
+def pause(pid: int) -> None:
+    """Send SIGSTOP, and return when every thread of the process has stopped: the kernel stops them later."""
+    os.kill(pid, signal.SIGSTOP)
+    while any(_state(thread) in "RSD" for thread in Path(f"/proc/{pid}/task").glob("*/stat")):
+        time.sleep(0.001)
+
+
+def _state(stat: Path) -> str:
+    try:
+        return stat.read_text().rpartition(") ")[2][0]
+    except OSError:  # the thread has ended
+        return "X"
 
 
 @functools.cache
