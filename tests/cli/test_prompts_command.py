@@ -263,7 +263,7 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
     first = commands.start(MODULE, *arguments, "--out", "made.jsonl", cwd=tmp_path, env=environment())
     while first.poll() is None and not (tmp_path / "made.jsonl").exists():
         time.sleep(0.002)
-    os.kill(first.pid, signal.SIGSTOP)
+    commands.pause(first.pid)
     second = freeze(tmp_path, *arguments, "--out", "made.jsonl")
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -209,25 +209,29 @@ def test_clients_of_a_server_that_was_stopped_are_alive(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_stopped_delays_the_event_loop_by_one_call_a_second(tmp_path: Path) -> None:
-    with budget_server(tmp_path) as (server, address):
-        ledgers = [RemoteLedger(f"{address}/one", Decimal(10), f"run{n}", "budget.ledger") for n in range(3)]
+    with budget_server(tmp_path) as (server, address), ExitStack() as clients_closed:
+
+        def ledger(run: str) -> RemoteLedger:
+            made = RemoteLedger(f"{address}/one", Decimal(10), run, "budget.ledger")
+            return clients_closed.enter_context(closing(made))
+
+        ledgers = [ledger(f"run{n}") for n in range(3)]
         limiter = RemoteRateLimiter(f"{address}/key", "runner.limits.shared")
-        server.send_signal(signal.SIGSTOP)
+        clients_closed.enter_context(closing(limiter))
+        commands.pause(server.pid)
+        clients_closed.callback(server.send_signal, signal.SIGCONT)
         clients = [limiter._client, *(ledger._client for ledger in ledgers)]
         before = sum(client.calls for client in clients)
         for _ in range(100):
-            for ledger in ledgers:
+            for each in ledgers:
                 with pytest.raises(Unreachable, match="no reply"):
-                    ledger.reserve(Decimal(1))
+                    each.reserve(Decimal(1))
             assert limiter.acquire((1, 0, 0), (1.0, None, None)) > 0
         assert 1 <= sum(client.calls for client in clients) - before < 100
         server.send_signal(signal.SIGCONT)
         while limiter.acquire((1, 0, 0), (None, None, None)) != 0:
             time.sleep(0.1)
         assert ledgers[0].remaining() == Remaining(Decimal(10), Decimal(10))  # all are released, late ones too
-        limiter.close()
-        for ledger in ledgers:
-            ledger.close()
 
 
 @pytest.mark.parametrize(

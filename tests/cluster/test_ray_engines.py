@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import commands
 from tests.support.instances import write_instances
 from tests.support.ray_cluster import TwoNodes
 from tests.sweeps.command import ROOT
@@ -81,7 +82,7 @@ def test_a_lost_node_s_instances_move_to_the_other_with_the_same_outputs(tmp_pat
         run = subprocess.Popen(on_ray, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=log)
         # Pause the first engine until the other one is ready, so that both get work.
         first = engine_that_is_ready(1, tmp_path / "log", run)
-        os.kill(first, signal.SIGSTOP)
+        commands.pause(first)
         engine_that_is_ready(2, tmp_path / "log", run)
         os.kill(first, signal.SIGCONT)
         nodes.kill_second()

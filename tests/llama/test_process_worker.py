@@ -20,6 +20,7 @@ from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.pool import EnginePool
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.types import LlamaModel
+from tests.support import commands
 
 if TYPE_CHECKING:
     from swe_infer.llama.data_parallel import DataParallelEngine, Worker
@@ -150,7 +151,7 @@ def test_a_killed_engine_and_a_hung_one_return(checkpoint: Path) -> None:
             assert killed.pid is not None
             assert hung.pid is not None
             os.kill(killed.pid, signal.SIGKILL)
-            os.kill(hung.pid, signal.SIGSTOP)
+            commands.pause(hung.pid)
         assert str(answer.request.key) not in found
         found[str(answer.request.key)] = answer.token_ids
     assert {key: tokens for key, tokens in found.items() if "more" not in key} == expected
