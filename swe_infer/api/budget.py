@@ -68,6 +68,8 @@ class CostBudget:
 
     def __init__(self, ledgers: Sequence[tuple[str, CapLedger]] = ()) -> None:
         self._ledgers = tuple(ledgers)
+        self._arrived: list[tuple[Decimal, asyncio.Future[Reservation | None]]] = []
+        """Requests of this turn of the event loop, which are reserved in one transaction."""
         self._waiters: list[_Waiter] = []
         """Oldest first."""
         self._poll: asyncio.TimerHandle | None = None
@@ -105,7 +107,7 @@ class CostBudget:
         if self._beat is None:
             self._show_life()
         try:
-            if not self._waiters and (reservation := self._try_reserve(usd)) is not None:
+            if not self._waiters and (reservation := await self._reserve_at_once(usd)) is not None:
                 return reservation
         except Interrupted as error:
             raise Halted("the run is stopping") from error
@@ -213,21 +215,56 @@ class CostBudget:
         for _, ledger in self._ledgers:
             ledger.close()
 
-    def _try_reserve(self, usd: Decimal) -> Reservation | None:
-        """Reserves ``usd`` in every ledger, or in none."""
-        entries: list[LedgerEntry] = []
+    async def _reserve_at_once(self, usd: Decimal) -> Reservation | None:
+        """Reserves ``usd`` together with the other requests of this turn of the event loop; None if it does not fit.
+
+        It may be cancelled at any time; nothing stays reserved then.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._arrived:
+            loop.call_soon(self._reserve_arrived)
+        granted: asyncio.Future[Reservation | None] = loop.create_future()
+        self._arrived.append((usd, granted))
         try:
-            for _, ledger in self._ledgers:
-                entry = ledger.reserve(usd)
-                if not isinstance(entry, LedgerEntry):
-                    return None
-                entries.append(entry)
+            return await granted
+        except asyncio.CancelledError:
+            is_decided = granted.done() and not granted.cancelled() and granted.exception() is None
+            if is_decided and (reservation := granted.result()) is not None:
+                self.charge(reservation, Decimal(0))
+            raise
+
+    def _reserve_arrived(self) -> None:
+        arrived = [(usd, granted) for usd, granted in self._arrived if not granted.done()]
+        self._arrived.clear()
+        try:
+            reservations = self._try_reserve([usd for usd, _ in arrived])
+        except Exception as error:  # noqa: BLE001 - each request raises it
+            for _, granted in arrived:
+                granted.set_exception(error)
+        else:
+            for (_, granted), reservation in zip(arrived, reservations, strict=True):
+                granted.set_result(reservation)
+
+    def _try_reserve(self, amounts: Sequence[Decimal]) -> list[Reservation | None]:
+        """Reserves each amount in every ledger, or in none (None)."""
+        taken: list[list[LedgerEntry]] = [[] for _ in amounts]
+        try:
+            for number, (_, ledger) in enumerate(self._ledgers):
+                fitting = [index for index, entries in enumerate(taken) if len(entries) == number]
+                results = ledger.reserve_each([amounts[index] for index in fitting])
+                for index, result in zip(fitting, results, strict=True):
+                    if isinstance(result, LedgerEntry):
+                        taken[index].append(result)
         finally:
-            if len(entries) < len(self._ledgers):
-                for (_, earlier), taken in zip(self._ledgers, entries, strict=False):
-                    earlier.charge_later(taken, Decimal(0))
+            for entries in taken:
+                if 0 < len(entries) < len(self._ledgers):
+                    for (_, earlier), entry in zip(self._ledgers, entries, strict=False):
+                        earlier.charge_later(entry, Decimal(0))
                     self._write_soon()
-        return Reservation(usd, tuple(entries))
+        return [
+            Reservation(usd, tuple(entries)) if len(entries) == len(self._ledgers) else None
+            for usd, entries in zip(amounts, taken, strict=True)
+        ]
 
     def _write_soon(self) -> None:
         if self._writing is None:
@@ -283,7 +320,7 @@ class CostBudget:
             chosen = self._next_waiter(remaining)
             if chosen is None:
                 return
-            reservation = self._try_reserve(chosen.usd)
+            (reservation,) = self._try_reserve([chosen.usd])
             if reservation is None:  # another process reserved it first
                 return
             for older in self._waiters[: self._waiters.index(chosen)]:

@@ -81,6 +81,9 @@ class CapLedger(Protocol):
     def reserve(self, usd: Decimal) -> LedgerEntry | Refusal:
         """Reserves ``usd`` if it fits under the cap with everything that is spent and reserved."""
 
+    def reserve_each(self, amounts: Sequence[Decimal]) -> list[LedgerEntry | Refusal]:
+        """:meth:`reserve` for each amount, in order. If it raises, nothing is reserved."""
+
     def charge(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
         """Replaces a reservation by what was paid; None: unknown, so all of it is charged. Returns what was charged.
         If it raises, it is not written yet: the next transaction tries again."""
@@ -156,17 +159,30 @@ class Ledger(CapLedger):
             raise
 
     def reserve(self, usd: Decimal, entry_id: int | None = None) -> LedgerEntry | Refusal:
-        amount = to_pico(usd)
+        (result,) = self._reserve([(usd, entry_id)])
+        return result
+
+    def reserve_each(self, amounts: Sequence[Decimal]) -> list[LedgerEntry | Refusal]:
+        return self._reserve([(usd, None) for usd in amounts])
+
+    def _reserve(self, amounts: Sequence[tuple[Decimal, int | None]]) -> list[LedgerEntry | Refusal]:
+        """Reserves each amount that fits, in one transaction. Ids are new where they are None."""
+        results: list[LedgerEntry | Refusal] = []
         with self._transaction():
             self._db.beat()
             spent, held = self._sums()
-            if spent + held + amount > self._cap and self._release_dead():
-                spent, held = self._sums()
-            if spent + amount > self._cap:
-                return "cannot_fit"
-            if spent + held + amount > self._cap:
-                return "wait"
-            return LedgerEntry(self._add_entry(self._db.owner, amount, entry_id), amount)
+            for usd, entry_id in amounts:
+                amount = to_pico(usd)
+                if spent + held + amount > self._cap and self._release_dead():
+                    spent, held = self._sums()
+                if spent + amount > self._cap:
+                    results.append("cannot_fit")
+                elif spent + held + amount > self._cap:
+                    results.append("wait")
+                else:
+                    results.append(LedgerEntry(self._add_entry(self._db.owner, amount, entry_id), amount))
+                    held += amount
+        return results
 
     def charge(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
         charged = self.charge_later(entry, usd)
@@ -187,12 +203,14 @@ class Ledger(CapLedger):
     def _transaction(self) -> Iterator[None]:
         """A transaction that first writes what is charged."""
         with self._db.transaction():
+            charged = 0
             for entry, amount in self._uncharged:
                 # It is gone if another machine took this process for dead, and charged all of it.
                 if self._db.execute(
                     "DELETE FROM held WHERE id = ? AND owner = ? RETURNING 1", (entry, self._db.owner)
                 ):
-                    self._spend(self._run, amount)
+                    charged += amount
+            self._spend(self._run, min(_MOST, charged))
             yield
         self._uncharged.clear()
 

@@ -121,6 +121,18 @@ class RemoteLedger(CapLedger):
                 self._charged.append((entry.id, "0"))
         return entry if answer is True else answer
 
+    def reserve_each(self, amounts: Sequence[Decimal]) -> list[LedgerEntry | Refusal]:
+        results: list[LedgerEntry | Refusal] = []
+        try:
+            for usd in amounts:
+                results.append(self.reserve(usd))
+        except BaseException:
+            for entry in results:
+                if isinstance(entry, LedgerEntry):
+                    self.charge_later(entry, Decimal(0))
+            raise
+        return results
+
     def charge(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
         charged = self.charge_later(entry, usd)
         self.write_charges()

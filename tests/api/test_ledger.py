@@ -187,6 +187,49 @@ def test_a_charge_is_written_with_the_next_reservation_or_soon(tmp_path: Path) -
     asyncio.run(scenario())
 
 
+def test_requests_of_one_turn_share_a_transaction_and_pass_no_cap(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = Ledger(None, Decimal(10), "run")
+        sweep = Ledger(tmp_path / "ledger", Decimal(7), "run")
+        cost_budget = CostBudget([("budget.max_usd", run), ("budget.sweep_max_usd", sweep)])
+
+        def transactions() -> int:
+            """SQLite's file change counter."""
+            return int.from_bytes((tmp_path / "ledger").read_bytes()[24:28], "big")
+
+        before = transactions()
+        tasks = [asyncio.create_task(cost_budget.reserve(usd)) for usd in map(Decimal, (3, 3, 3, 1))]
+        done, waiting = await asyncio.wait(tasks, timeout=0.05)
+        assert transactions() == before + 1
+        assert {task.result().usd for task in done} == {Decimal(1), Decimal(3)}
+        assert waiting == {tasks[2]}
+        assert run.remaining().available == Decimal(3), "the one that waits holds nothing in the run's ledger"
+        for task in done:
+            cost_budget.charge(task.result(), Decimal(1))
+        assert (await tasks[2]).usd == Decimal(3)
+        cost_budget.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_is_cancelled_in_its_turn_reserves_nothing() -> None:
+    async def scenario() -> None:
+        ledger = Ledger(None, Decimal(10), "run")
+        cost_budget = CostBudget([("budget.max_usd", ledger)])
+        for turns in range(4):
+            task = asyncio.create_task(cost_budget.reserve(Decimal(6)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if not task.done():
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                cost_budget.charge(await task, Decimal(0))
+            assert ledger.remaining().available == Decimal(10)
+        cost_budget.close()
+
+    asyncio.run(scenario())
+
+
 def test_the_tighter_bound_is_computed_only_if_the_cheap_one_does_not_fit() -> None:
     async def scenario() -> None:
         cost_budget = CostBudget([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
