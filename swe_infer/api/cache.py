@@ -34,6 +34,9 @@ _KNOBS = ("effort", "thinking", "verbosity")
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
 
+_WITHOUT_FORMER_KEYS = 1
+"""``user_version`` of a database that no earlier version created."""
+
 _SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL, answer TEXT NOT NULL
 ) WITHOUT ROWID"""
@@ -59,16 +62,6 @@ class CacheSize:
     bytes_on_disk: int
 
 
-def cache_keys(request: Request, model: ApiModel, provider: Provider) -> tuple[str, str]:
-    """The key of a request's answer, and its key in earlier versions, which contained the address."""
-    identity = _identity(request, model, provider.name)
-    variant = {"variant": provider.variant} if provider.variant else {}  # earlier versions had no variants
-    return (
-        _key(identity, {"variant": provider.variant}),
-        _key(identity, {"host": _host(provider.address), **variant}),
-    )
-
-
 def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str = "") -> str:
     """The key of a request's answer.
 
@@ -82,8 +75,14 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
     return _key(_identity(request, model, provider), {"variant": variant})
 
 
+def former_key(request: Request, model: ApiModel, provider: Provider) -> str:
+    """The key of a request's answer in earlier versions, which contained the address."""
+    variant = {"variant": provider.variant} if provider.variant else {}  # earlier versions had no variants
+    return _key(_identity(request, model, provider.name), {"host": _host(provider.address), **variant})
+
+
 def _identity(request: Request, model: ApiModel, provider: str) -> dict[str, Any]:
-    """What both keys of :func:`cache_keys` include."""
+    """What :func:`cache_key` and :func:`former_key` include."""
     decoding = request.decoding
     sampling = {
         "temperature": decoding.temperature,
@@ -126,7 +125,12 @@ class ResponseCache:
             self._db = connect(self.path, locks, timeout_s=60.0)
             self._db.execute(f"PRAGMA journal_mode={'WAL' if locks == 'os' else 'TRUNCATE'}")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                self._db.execute(f"PRAGMA user_version={_WITHOUT_FORMER_KEYS}")
             self._db.execute(_SCHEMA)
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            self.has_former_keys = version != _WITHOUT_FORMER_KEYS
+            """Whether answers may have the keys of :func:`former_key`."""
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{directory}: the response cache cannot be used: {error}") from error
 

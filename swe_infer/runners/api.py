@@ -20,7 +20,7 @@ from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.budget_address import BudgetAddress, is_budget_address
 from swe_infer.api.budget_client import check_budget_server
-from swe_infer.api.cache import ResponseCache, cache_keys
+from swe_infer.api.cache import ResponseCache, cache_key, former_key
 from swe_infer.api.chain import Chain
 from swe_infer.api.coordination import Interrupted
 from swe_infer.api.dispatch import Dispatcher, PromptCaching, relaxed_gc, run_fairly
@@ -415,8 +415,10 @@ class ApiRunner:
         cached = misses = 0
         for request in samples.requests():
             endpoints = self.provider.endpoints(self._model)
-            keys = (key for provider, model in endpoints for key in cache_keys(request, model, provider))
-            if any(cache.holds(key) for key in keys):
+            keys = [cache_key(request, model, p.name, variant=p.variant) for p, model in endpoints]
+            if cache.has_former_keys:
+                keys += [former_key(request, model, p) for p, model in endpoints]
+            if any(map(cache.holds, keys)):
                 cached, misses = cached + 1, 0
             elif (misses := misses + 1) == _MAX_MISSES:
                 break

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from swe_infer.api.cache import ResponseCache, cache_key, cache_keys
+from swe_infer.api.cache import ResponseCache, cache_key, former_key
 from swe_infer.errors import StoreError
 from swe_infer.providers.base import Answer
 from swe_infer.providers.openai_chat import OpenAIChat
@@ -53,8 +55,7 @@ def test_what_does_not_decide_the_answer_is_not_in_the_key() -> None:
     one = replace(MODEL, extra_body={"a": 1, "b": [1, {"c": 2}]})
     assert key(base, one) == key(base, replace(MODEL, extra_body={"b": (1, {"c": 2}), "a": 1}))
     here, there = (OpenAIChat(base_url=url) for url in ("https://one.example/v1", "https://two.example/v1"))
-    assert cache_keys(base, MODEL, here)[0] == cache_keys(base, MODEL, there)[0] == key(base)
-    assert cache_keys(base, MODEL, here)[1] != cache_keys(base, MODEL, there)[1], "as earlier versions kept it"
+    assert former_key(base, MODEL, here) != former_key(base, MODEL, there) != key(base), "as earlier versions kept it"
 
 
 def test_samples_with_derived_seeds_are_not_shared_between_instances() -> None:
@@ -67,6 +68,16 @@ def test_a_cached_answer_is_returned_unchanged(tmp_path: Path) -> None:
     assert cache.get("k") is None
     assert cache.put("k", GOOD, model="gpt-4o", provider="openai")
     assert ResponseCache(tmp_path / "new" / "cache").get("k") == GOOD
+
+
+def test_only_the_cache_of_an_earlier_version_may_have_its_keys(tmp_path: Path) -> None:
+    for _ in range(2):  # created, then opened again
+        with closing(ResponseCache(tmp_path)) as cache:
+            assert not cache.has_former_keys
+    with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as kept:
+        kept.execute("PRAGMA user_version=0")  # as earlier versions leave it
+    with closing(ResponseCache(tmp_path)) as cache:
+        assert cache.has_former_keys
 
 
 @pytest.mark.parametrize("reason", ["length", "refusal", "content_filter", "other", "repetition"])

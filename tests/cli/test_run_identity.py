@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from swe_infer.api.cache import cache_keys
+from swe_infer.api.cache import cache_key, former_key
 from swe_infer.cli.job_batches import JobBatcher
 from swe_infer.cli.run_session import PreparedRun, run_one
 from swe_infer.cli.sweep_log import SweepLog
@@ -288,9 +288,11 @@ def test_response_cache_hits_do_not_depend_on_the_url(desk: Desk) -> None:
     desk.run("dataset.limit=1", cache, "output_dir=a")
     row = JsonlDataset(path=str(desk.data)).open()[0]
     request = Request(row.instance_id, 0, row.prompt, Decoding())
-    key, former = cache_keys(request, ApiModel(name="gpt-4o"), OpenAIChat(base_url=desk.server.openai_url))
+    key = cache_key(request, ApiModel(name="gpt-4o"), "openai")
+    former = former_key(request, ApiModel(name="gpt-4o"), OpenAIChat(base_url=desk.server.openai_url))
     with closing(sqlite3.connect(desk.folder / "cache" / "answers.sqlite", isolation_level=None)) as kept:
         assert kept.execute("UPDATE answers SET key = ? WHERE key = ?", (former, key)).rowcount == 1
+        kept.execute("PRAGMA user_version=0")  # as earlier versions create it
     desk.run("dataset.limit=1", cache, "output_dir=b")
     with ApiServer() as moved:
         desk.run("dataset.limit=1", cache, "output_dir=c", server=moved)
