@@ -222,7 +222,7 @@ class PredictionFiles:
         self._samples = samples
         self._files = OpenFiles(buffering=0)
         self._late: list[tuple[Key, bytes, bytes]] = []
-        """Keys, lines and digests that are not written yet."""
+        """Keys and lines that are not written yet, and with several samples digests."""
         self._answers: dict[str, dict[int, _Answer]] = {}
         self._unselected: set[str] = set()
         """Instances whose candidates have changed since the selection."""
@@ -298,7 +298,7 @@ class PredictionFiles:
             is_complete: every sample of the instance has a record now, so that one can be selected.
         """
         line = json_line(prediction(record, self._label))
-        self._late.append((key_of(record), line, _record_digest(record)))
+        self._late.append((key_of(record), line, _record_digest(record) if self.several else b""))
         self._write_late()
         if is_complete and self.several and not self._late:
             self._append_selected(record["instance_id"])
@@ -342,7 +342,7 @@ class PredictionFiles:
             (instance_id, sample), line, digest = self._late[0]
             try:
                 file = self._files.get(self._path(sample))
-                offset = os.fstat(file.fileno()).st_size
+                offset = os.fstat(file.fileno()).st_size if self.several else 0
                 if write_whole(file.fileno(), line) is not None:
                     return
             except OSError:
