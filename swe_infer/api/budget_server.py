@@ -122,7 +122,7 @@ class RecordEarlierSpending(LedgerCall):
     usd: Usd
 
     def make(self, ledger: Ledger) -> Any:
-        return ledger.record_earlier_spending(self.usd)
+        return str(ledger.record_earlier_spending(self.usd))
 
 
 class Beat(LedgerCall):

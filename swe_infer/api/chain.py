@@ -49,6 +49,8 @@ _MAX_UNREADABLE = 3
 """Unreadable answers to a request after which it is not sent again, if the server has sent no readable one to any
 request: each may be billed."""
 _UNBOUNDED = 1 << 30
+_ROUNDED_USD = Decimal("0.000001")
+"""Dollars by which rounding may make the sum of a run's records differ from its ledger, at most."""
 _LEAST_TRUNCATED = 2_000
 """Characters of the shortest prompt that is checked for truncation."""
 _GRACE_S = 1.0
@@ -150,6 +152,7 @@ class Chain:
         retry: when to retry.
         counter: counts a prompt's tokens; used to bound prices if it is exact.
         cache: answers of earlier runs.
+        unrecorded_usd: what counts under the caps for earlier requests of the run, and is in no record.
     """
 
     def __init__(
@@ -159,7 +162,9 @@ class Chain:
         retry: Retry,
         counter: TokenCounter,
         cache: ResponseCache | None = None,
+        unrecorded_usd: Decimal = Decimal(0),
     ) -> None:
+        self._unrecorded_usd = unrecorded_usd if unrecorded_usd > _ROUNDED_USD else Decimal(0)
         self._endpoints = endpoints
         self._budget = budget
         self._retry = retry
@@ -200,6 +205,15 @@ class Chain:
                 return Completion(answer.text, "stop", Usage(), Decimal(0), 0.0, attempts=0, details=details)
         self.counts.cache_misses += 1
         return None
+
+    def with_unrecorded(self, outcome: Outcome) -> Outcome:
+        """``outcome``. The first one with a record of details also states what earlier requests may have been billed
+        without a record, so that the records and the caps count the same."""
+        if not self._unrecorded_usd or isinstance(outcome, Skip):
+            return outcome
+        usd, self._unrecorded_usd = self._unrecorded_usd, Decimal(0)
+        usd += Decimal(outcome.details.get("possibly_billed_usd", 0))
+        return replace(outcome, details={**outcome.details, "possibly_billed_usd": str(usd)})
 
     def store(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:
         """Stores an answer in the response cache for later runs."""

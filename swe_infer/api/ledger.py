@@ -119,9 +119,12 @@ class CapLedger(Protocol):
     def release_other_batches(self, labels: Collection[str]) -> None:
         """Releases what this run reserved for all batches except ``labels``."""
 
-    def record_earlier_spending(self, usd: Decimal) -> None:
-        """Raises what this run has spent to ``usd``, if the ledger has less. A run has one process at a time: what
-        earlier ones have reserved is charged first, so that it does not count again when they are found dead."""
+    def record_earlier_spending(self, usd: Decimal) -> Decimal:
+        """Raises what this run has spent to ``usd``, if the ledger has less. Returns what it has spent.
+
+        A run has one process at a time: what earlier ones have reserved is charged first, so that it does not count
+        again when they are found dead.
+        """
 
     def beat(self) -> None:
         """Shows other machines that this process is alive."""
@@ -262,13 +265,14 @@ class Ledger(CapLedger):
                 if owner.startswith(_BATCH) and owner not in keep:
                     self._db.execute("DELETE FROM held WHERE id = ?", (row,))
 
-    def record_earlier_spending(self, usd: Decimal) -> None:
+    def record_earlier_spending(self, usd: Decimal) -> Decimal:
         with self._transaction():
             for (owner,) in self._db.execute("SELECT DISTINCT owner FROM held WHERE run = ?", (self._run,)):
                 if owner != self._db.owner and not owner.startswith(_BATCH):
                     self._release(owner)
-            known = self._value("SELECT amount FROM spent WHERE run = ?", (self._run,))
-            self._spend(self._run, max(0, to_pico(usd) - known))
+            known, recorded = self._value("SELECT amount FROM spent WHERE run = ?", (self._run,)), to_pico(usd)
+            self._spend(self._run, max(0, recorded - known))
+        return from_pico(max(known, recorded))
 
     @property
     def spent_usd(self) -> Decimal:

@@ -41,6 +41,13 @@ def _remaining(result: Any) -> Remaining:
     return Remaining(available, unspent)
 
 
+def _dollars(result: Any) -> Decimal:
+    usd = Decimal(result)
+    if not (usd.is_finite() and usd >= 0):
+        raise ValueError
+    return usd
+
+
 def _wait_s(result: Any) -> float:
     wait_s = float(result)
     if not 0 <= wait_s < float("inf"):
@@ -170,8 +177,8 @@ class RemoteLedger(CapLedger):
     def release_other_batches(self, labels: Collection[str]) -> None:
         self._call_until_reply("release_other_batches", _nothing, labels=sorted(labels))
 
-    def record_earlier_spending(self, usd: Decimal) -> None:
-        self._call_until_reply("record_earlier_spending", _nothing, usd=str(usd))
+    def record_earlier_spending(self, usd: Decimal) -> Decimal:
+        return self._call_until_reply("record_earlier_spending", _dollars, usd=str(usd))
 
     def beat(self) -> None:
         self._call("beat", _nothing)

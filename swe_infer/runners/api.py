@@ -131,6 +131,9 @@ class ApiRunner:
         self._endpoints: Endpoints | None = None
         self._budget: CostBudget | None = None
         self._max_pending = 0
+        self._unrecorded_usd = Decimal(0)
+        """What ledgers charged for requests of earlier commands beyond the records, as they were in flight when their
+        process was killed."""
 
     def check_prefill(self, prefill: str) -> None:
         self.provider.check_prefill(self._model, prefill)
@@ -286,7 +289,9 @@ class ApiRunner:
             stack.callback(cache.close)
         self._budget = self._cost_budget()
         stack.callback(self._budget.close)
-        self._chain = Chain(self._endpoints, self._budget, self.retry, self.token_counter(), cache)
+        self._chain = Chain(
+            self._endpoints, self._budget, self.retry, self.token_counter(), cache, self._unrecorded_usd
+        )
         ahead = 2 if runs == 1 else 1  # the prompts of all runs are in memory
         self._max_pending = ahead * sum(part.max_concurrency for part, _ in provider.endpoints(self._model))
 
@@ -512,15 +517,19 @@ class ApiRunner:
         context = self._context
         ledger = Ledger(path, cap_usd, "run" if context is None else context.run_id, self.locks)
         if context is not None:
-            ledger.record_earlier_spending(context.spent_usd)
+            self._record_earlier_spending(ledger, context)
         return ledger
 
     def _sweep_ledger(self, context: RunContext, cap_usd: Decimal) -> CapLedger:
         if self.budget.ledger is None:
             return self._ledger(context.sweep_ledger, cap_usd)
         ledger = RemoteLedger(self.budget.ledger, cap_usd, context.run_id, "budget.ledger")
-        ledger.record_earlier_spending(context.spent_usd)
+        self._record_earlier_spending(ledger, context)
         return ledger
+
+    def _record_earlier_spending(self, ledger: CapLedger, context: RunContext) -> None:
+        spent_usd = ledger.record_earlier_spending(context.spent_usd)
+        self._unrecorded_usd = max(self._unrecorded_usd, spent_usd - context.spent_usd)
 
 
 def _known(prices: PriceTable | None) -> PriceTable | None:

@@ -94,9 +94,9 @@ def test_the_same_run_goes_on_with_what_it_spent_before(tmp_path: Path) -> None:
     ledger.charge(hold, Decimal("0.4"))
     ledger.close()
     again = Ledger(tmp_path / "ledger", Decimal(1), "run")
-    again.record_earlier_spending(Decimal("0.3"))  # the records know of less
+    assert again.record_earlier_spending(Decimal("0.3")) == Decimal("0.4"), "the records know of less"
     assert again.spent_usd == Decimal("0.4")
-    again.record_earlier_spending(Decimal("0.6"))  # or of more
+    assert again.record_earlier_spending(Decimal("0.6")) == Decimal("0.6"), "or of more"
     assert again.spent_usd == Decimal("0.6")
 
 

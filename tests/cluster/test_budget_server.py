@@ -187,7 +187,7 @@ def test_a_run_that_is_resumed_counts_once(tmp_path: Path) -> None:
         assert first.reserve_batch("batch", [Decimal("0.5")]) == [0]
         first.charge_later(paid, Decimal(1))  # its record is written, and the process is killed
         again = RemoteLedger(f"{address}/one", Decimal(10), "run", "budget.ledger")
-        again.record_earlier_spending(Decimal(1))
+        assert again.record_earlier_spending(Decimal(1)) == Decimal(5), "what was reserved is charged"
         assert again.remaining() == Remaining(Decimal("4.5"), Decimal(5))
         first.close()
         again.close()

@@ -492,3 +492,38 @@ def test_every_place_shows_what_may_have_been_billed_for_attempts_given_up_at_th
     assert result.returncode == 0, result.stderr
     after = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_float=Decimal)
     assert (after["completed"], after["possibly_billed_usd"]) == (6, summary["possibly_billed_usd"])
+
+
+def test_what_was_in_flight_at_a_kill_is_in_every_figure(server: ApiServer, tmp_path: Path) -> None:
+    """The ledger charges it, so summary, closing table and W&B state it too, whatever command comes next."""
+    arguments = [
+        *("model=gpt-4o", address(server, "openai"), "dataset.limit=30", "dataset.run_tests=false", "output_dir=run"),
+        *("provider.max_concurrency=3", "budget.max_usd=1", "budget.sweep_max_usd=1", "tracker.mode=offline"),
+    ]
+    directory, records = tmp_path / "run", tmp_path / "run" / "records.jsonl"
+    process = commands.start("swe_infer", *arguments, cwd=tmp_path, env=environment())
+    while not (records.exists() and records.stat().st_size):
+        time.sleep(0.01)
+    server.latency_s = 600.0  # the next ones wait until the process is killed
+    while server.in_flight < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    server.latency_s = 0.0
+
+    tables = []
+    for _ in range(2):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        tables.append([line for line in done.stderr.splitlines() if line.startswith("  cost")])
+        summary = json.loads((directory / "summary.json").read_text(), parse_float=Decimal)
+        with contextlib.closing(sqlite3.connect(directory / "ledger.sqlite")) as ledger:
+            ((spent,),) = ledger.execute("SELECT sum(amount) FROM spent")
+        lost = Decimal(spent).scaleb(-12) - summary["cost_usd"]
+        assert lost > Decimal("0.01"), "three requests with the longest output"
+        assert abs(summary["possibly_billed_usd"] - lost) < Decimal("1e-9")
+    assert tables[0] == tables[1] != []
+    (shown,) = re.findall(r"up to \$([\d.]+) for requests", tables[0][0])
+    assert float(shown) == pytest.approx(float(lost), abs=1e-4)
+    assert read_offline_runs(directory)[-1].summary["possibly_billed_usd"] == pytest.approx(float(lost))
