@@ -22,7 +22,14 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from swe_infer.errors import AnswerTooLarge, ConfigError, InvalidRequest, RequestError, TransientError
+from swe_infer.errors import (
+    AnswerTooLarge,
+    AuthenticationFailed,
+    ConfigError,
+    InvalidRequest,
+    RequestError,
+    TransientError,
+)
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, PriceTerms, Provider
 from swe_infer.providers.bounds import (
@@ -38,6 +45,7 @@ from swe_infer.providers.bounds import (
 )
 from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
 from swe_infer.providers.environment import (
+    Proxy,
     address,
     check_connection_settings,
     check_header_lines,
@@ -353,6 +361,7 @@ class WireProvider(Provider):
         self._sdk: Any = None
         self._headers: dict[str, Any] = {}
         self._transport: Any = None
+        self._proxy: Proxy | None = None
         self._sent: dict[str, tuple[Any, Any]] = {}
         """URL and headers that the SDK prepared, by path, model and options."""
 
@@ -475,9 +484,9 @@ class WireProvider(Provider):
         return variable if variable and os.environ.get(variable) == self.address else "provider.base_url"
 
     async def open(self) -> None:
-        proxy = proxy_of(self.address) if self.through_proxy else None
-        context = tls_context(self.address, proxy)
-        settings = transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, proxy)
+        self._proxy = proxy_of(self.address) if self.through_proxy else None
+        context = tls_context(self.address, self._proxy)
+        settings = transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, self._proxy)
         # A redirect would send the prompt to any host that the server names.
         self._transport = settings["transport"] = bounded(settings["transport"])
         self._sent.clear()
@@ -828,6 +837,16 @@ class WireProvider(Provider):
 
     def _classify(self, error: Any, where: str) -> RequestError:
         """Translates an error that the SDK raised."""
+        response = getattr(error, "response", None)
+        status = response.status_code if response is not None else None
+        cause = error.__cause__
+        by_proxy = status == 407 or (type(cause).__name__ == "ProxyError" and str(cause).startswith("407"))
+        if self._proxy is not None and by_proxy:
+            variable = self._proxy.variable
+            return AuthenticationFailed(
+                f"{where}: the proxy refuses the request (HTTP 407); check user name and password in {variable}",
+                status=407,
+            )
         if isinstance(error, self._sdk.APITimeoutError):
             late = TransientError(f"{where}: timed out")
             late.timed_out = type(error.__cause__).__name__ == "ReadTimeout"
@@ -836,9 +855,7 @@ class WireProvider(Provider):
             return self._too_large(error.__cause__, where)
         if isinstance(error, self._sdk.APIConnectionError):
             return TransientError(f"{where}: {self._describe(error.__cause__ or error)}")
-        response = getattr(error, "response", None)
         headers = response.headers if response is not None else {}
-        status = response.status_code if response is not None else None
         body = error.body if error.body is not None else (response.text if response is not None else str(error))
         # An error event inside a stream has the stream's status.
         return classify(None if status == 200 else status, body, headers, where=where, secret=self._key())

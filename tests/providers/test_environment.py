@@ -15,9 +15,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from swe_infer.errors import ConfigError, ModelNotFound
+from swe_infer.api.retry import may_have_been_billed
+from swe_infer.errors import AuthenticationFailed, ConfigError, ModelNotFound
 from swe_infer.providers.base import Answer
 from swe_infer.providers.environment import Proxy, check_connection_settings, proxy_of, tls_context
+from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.redaction import RedactingFormatter
 from tests.providers.conftest import ANTHROPIC, CONF, PROVIDERS, SECRETS, build, model_for, request_of
 from tests.support.api_server import ApiServer
@@ -154,6 +156,38 @@ def test_requests_go_through_the_proxy(name: str, max_concurrency: int, monkeypa
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         assert ask(name, server, max_concurrency=max_concurrency).text
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_refuses_the_credentials_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With https nothing of the request is sent: the proxy refuses the tunnel."""
+    asked: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as proxy:
+            port = proxy.sockets[0].getsockname()[1]
+            monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://user:secret@127.0.0.1:{port}")
+            provider = OpenAIChat(base_url=f"{scheme}://host.example/v1")
+            await provider.open()
+            for _ in range(2):  # the second one does not go through the SDK
+                with pytest.raises(AuthenticationFailed) as refused:
+                    await provider.complete(request_of(), model_for("openai"), timeout_s=30)
+                assert f"check user name and password in {scheme.upper()}_PROXY" in str(refused.value)
+                assert "secret" not in str(refused.value)
+                assert not may_have_been_billed(refused.value)
+            await provider.close()
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback")
+    asyncio.run(scenario())
+    assert len(asked) == 2
+    if scheme == "https":
+        assert all(head.startswith(b"CONNECT host.example:443 ") for head in asked)
 
 
 def test_certificates_are_loaded_where_the_way_is_encrypted() -> None:
