@@ -41,6 +41,8 @@ ENCODINGS = "gzip, deflate"
 _LARGE_BYTES = _MIB
 _LARGE_AT_ONCE = 4
 """How many bodies longer than ``_LARGE_BYTES`` are read at once; the others wait."""
+_MOST_MEMBERS = 16
+"""How many parts of a gzip body are read, which compressors that write at intervals begin anew."""
 _PREFIX_BYTES = 4096
 """Bytes that are kept of a line that exceeds its limit."""
 _OF_BODIES = ("content-encoding", "content-length", "transfer-encoding")
@@ -225,12 +227,19 @@ def _decompressed(body: bytes, encoding: str) -> bytes | None:
         return body
     if encoding != "gzip":
         return None
-    decoder = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    try:
-        content = decoder.decompress(body, _LARGE_BYTES)
-    except zlib.error:
-        return None
-    return content if decoder.eof and not decoder.unused_data else None
+    content = b""
+    for _ in range(_MOST_MEMBERS):
+        decoder = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            content += decoder.decompress(body, _LARGE_BYTES)
+        except zlib.error:
+            return None
+        if not decoder.eof:
+            return None
+        body = decoder.unused_data
+        if not body:
+            return content
+    return None
 
 
 def check_values(raw: bytes | str) -> None:

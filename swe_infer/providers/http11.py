@@ -163,6 +163,8 @@ class _Connection(asyncio.Protocol):
         self._error: Exception | None = None
         self._idle_since: float | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._early: h11.Response | None = None
+        """The head of a response that came before the request was sent whole."""
 
     # Called by the event loop.
 
@@ -236,10 +238,11 @@ class _Connection(asyncio.Protocol):
     async def send(
         self, method: bytes, target: bytes, headers: Headers, content: AsyncIterable[bytes], timeout_s: float | None
     ) -> None:
-        """Sends a request. A broken connection is no error: the server may have responded before it closed it.
+        """Sends a request. A broken connection is no error: the server may have responded before it closed it. A
+        server that refuses a request before it has read all of it is sent no more.
 
         Raises:
-            WriteTimeout, LocalProtocolError
+            WriteTimeout, LocalProtocolError, RemoteProtocolError
         """
         self._idle_since = None
         try:
@@ -248,18 +251,33 @@ class _Connection(asyncio.Protocol):
                 data = self._parser.send(h11.Data(data=part))
                 self._transport.write(head + data if head else data)  # usually all of the request at once
                 head = b""
-                while not self._may_write and not self._has_ended:
+                while not self._may_write and not self._has_ended and not self._is_refused():
                     await self._wait(timeout_s)
-                if self._has_ended:
+                if self._has_ended or self._is_refused():
                     return
             self._transport.write(head + (self._parser.send(h11.EndOfMessage()) or b""))
         except h11.LocalProtocolError as error:
             raise httpx2.LocalProtocolError(str(error)) from error
+        except h11.RemoteProtocolError as error:
+            raise httpx2.RemoteProtocolError(str(error)) from error
         except TimeoutError as error:
             raise httpx2.WriteTimeout(str(error)) from error
 
+    def _is_refused(self) -> bool:
+        """Whether the response has come already, and is an error. Raises h11.RemoteProtocolError."""
+        while self._early is None and self._unread_bytes:
+            event = self._parser.next_event()
+            if isinstance(event, h11.Response):
+                self._early = event
+            elif not isinstance(event, h11.InformationalResponse):
+                break
+        return self._early is not None and self._early.status_code >= 300
+
     async def head(self, timeout_s: float | None) -> tuple[int, Headers]:
         """(status, headers) of the response. Raises the errors of :meth:`event`."""
+        if (early := self._early) is not None:
+            self._early = None
+            return early.status_code, early.headers.raw_items()
         while not isinstance(event := await self.event(timeout_s), h11.Response):
             if not isinstance(event, h11.InformationalResponse):
                 raise httpx2.RemoteProtocolError("Server disconnected without sending a response.")

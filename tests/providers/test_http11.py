@@ -270,12 +270,17 @@ def test_long_bodies_are_sent_and_received_no_faster_than_they_are_read() -> Non
 def test_an_answer_to_the_beginning_of_a_request_is_read(caplog: pytest.LogCaptureFixture) -> None:
     """A server may refuse a long request before it has read it, and close the connection."""
 
+    ended = []
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 5\r\n\r\nshort")
         writer.write_eof()
-        while await reader.read(1 << 16):
-            pass
+        try:
+            while await reader.read(1 << 16):
+                pass
+        finally:
+            ended.append(writer)
 
     async def upload() -> AsyncIterator[bytes]:
         for _ in range(50):
@@ -285,10 +290,35 @@ def test_an_answer_to_the_beginning_of_a_request_is_read(caplog: pytest.LogCaptu
     async def answers() -> list[tuple[int, str]]:
         async with serving(handle) as url, client() as http:
             found = [await http.post(url, content=upload()) for _ in range(2)]
+            while len(ended) < 2:  # noqa: ASYNC110 - the server's tasks
+                await asyncio.sleep(0.01)
             return [(response.status_code, response.text) for response in found]
 
     assert asyncio.run(answers()) == [(413, "short")] * 2
     assert not caplog.records
+
+
+@pytest.mark.parametrize("status", [200, 429])
+def test_a_refusal_ends_an_upload_that_the_server_does_not_read(status: int) -> None:
+    size = 32 << 20
+    is_read = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 %d\r\ncontent-length: 5\r\n\r\nhello" % status)
+        if status == 200:
+            await reader.readexactly(size)
+            is_read.set()
+        await asyncio.Event().wait()
+
+    async def answer() -> tuple[int, str]:
+        async with serving(handle) as url, client() as http, asyncio.timeout(60):
+            response = await http.post(url, content=bytes(size), timeout=None)
+            if status == 200:
+                await is_read.wait()
+            return response.status_code, response.text
+
+    assert asyncio.run(answer()) == (status, "hello")
 
 
 def test_an_encrypted_connection_is_used_for_several_requests(tmp_path: Path) -> None:
@@ -342,6 +372,7 @@ def test_later_answers_are_read_in_every_compression_and_up_to_the_same_bounds()
         ("identity", body("same"), "same"),
         ("gzip", packed(gzip, body("gzip")), "gzip"),
         ("gzip", packed(gzip, body("more")) + b"beyond its end", "more"),
+        ("gzip", b"".join(packed(gzip, part) for part in body("two members").partition(b"two")), "two members"),
         ("deflate", packed(deflate, body("deflate")), "deflate"),
         ("deflate", packed(-deflate, body("raw")), "raw"),
         ("", body(long), long),
