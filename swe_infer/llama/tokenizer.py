@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: encodes prompts and decodes outputs incrementally.
+"""A checkpoint's tokenizer: encodes prompts and decodes outputs incrementally. Threads may share one.
 
 ``tokenizer.json`` is read with the ``tokenizers`` package, which is fast. ``transformers`` is imported only for a
 checkpoint without that file and for chat templates, see :mod:`swe_infer.llama.chat_template`. No code of a checkpoint
@@ -8,7 +8,9 @@ is executed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from swe_infer.errors import CheckpointError, ConfigError
@@ -47,6 +49,8 @@ class LlamaTokenizer:
     ) -> None:
         self.directory = directory
         self._backend = _load(directory)
+        self._backend.encode_special_tokens = True  # they are text; _template_backend recognises them
+        self._chat_lock = Lock()
         config_path = directory / "tokenizer_config.json"
         config = read_json(config_path) if config_path.is_file() else {}
         self._add_bos: bool | None = config.get("add_bos_token")
@@ -92,8 +96,7 @@ class LlamaTokenizer:
         """
         if self._chat is not None:
             return self._encode_chat(prompt)
-        self._treat_special_tokens_as_text(True)
-        ids = list(self._backend.encode_batch_fast([prompt.text])[0].ids)
+        ids = _encoded(self._backend, prompt.text, add_special_tokens=True)
         starts_with_bos = bool(ids) and ids[0] == self._bos
         if self._add_bos and self._bos is not None and not starts_with_bos:
             return [self._bos, *ids]
@@ -107,18 +110,20 @@ class LlamaTokenizer:
         assert self._chat is not None
         messages, prefill = self._chat.conversation(prompt), prompt.prefill or ""
         written = "".join([*(message["content"] for message in messages), prefill])
-        if any(token in written for token in self._control_tokens):
-            return self._chat.encode(messages) + self.encode_text(prefill)
-        self._treat_special_tokens_as_text(False)
-        return list(self._backend.encode(self._chat.render(messages) + prefill, add_special_tokens=False).ids)
+        with self._chat_lock:  # the tokenizer of transformers has a state
+            if any(token in written for token in self._control_tokens):
+                return self._chat.encode(messages) + self.encode_text(prefill)
+            text = self._chat.render(messages) + prefill
+            backend = self._template_backend
+        return _encoded(backend, text, add_special_tokens=False)
 
-    def _treat_special_tokens_as_text(self, value: bool) -> None:
-        if self._backend.encode_special_tokens != value:  # it cannot be set while another thread encodes
-            self._backend.encode_special_tokens = value
+    @cached_property
+    def _template_backend(self) -> Tokenizer:
+        """Recognises special tokens: the switch for that cannot be set while another thread encodes."""
+        return _load(self.directory)
 
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of a text. Special tokens are neither added nor recognised."""
-        self._treat_special_tokens_as_text(True)
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -170,6 +175,11 @@ class TextStream:
         if len(now) > len(before) and (final or not now.endswith("\ufffd")):
             self.text += now[len(before) :]
             self._prefix, self._read = self._read, len(self._ids)
+
+
+def _encoded(backend: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The ids of a text. The call for a batch is the one during which other threads run."""
+    return list(backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def _load(directory: Path) -> Tokenizer:

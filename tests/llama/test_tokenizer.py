@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +79,33 @@ def test_chat_prompts_go_through_the_template(tmp_path: Path) -> None:
     begun = LlamaTokenizer(tmp_path, "chat").encode(Prompt("be brief", "def f", "<patch>"))
     text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + "<patch>"
     assert begun == list(theirs(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Threads alternate as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_threads_share_a_tokenizer(tmp_path: Path) -> None:
+    """Prompts are encoded in several threads, while the engine encodes the lines that it drafts."""
+    theirs = make_tokenizer(tmp_path)
+    theirs.chat_template = CHAT
+    theirs.save_pretrained(str(tmp_path))
+    texts = [f"def f_{n}(): return {'</s>' * (n % 3)} {'value ' * 200}" for n in range(150)]
+    for prompt_format in ("raw", "chat"):
+        tokenizer = LlamaTokenizer(tmp_path, prompt_format)
+
+        def encode(text: str, tokenizer: LlamaTokenizer = tokenizer) -> tuple[list[int], list[int]]:
+            return tokenizer.encode(Prompt(None, text)), tokenizer.encode_text(text)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(encode, texts))
+        assert found == [encode(text) for text in texts]
 
 
 def test_chat_without_a_template_is_a_configuration_error(directory: Path) -> None:
