@@ -131,7 +131,8 @@ class RequestStream:
         self._on_done = on_done
         self._observe: Callable[[Outcome], None] = lambda outcome: None
         self._exhausted = False
-        self._has_next = False
+        self._unstarted = 0
+        """Requests that were read, and neither started nor dropped."""
         self._pending: dict[tuple[str, int], Request] = {}
 
     @property
@@ -144,22 +145,27 @@ class RequestStream:
         self._observe = observer
 
     def next_request(self) -> Request | None:
-        """The next request, or None at the end. The stream is not done until the caller starts it or reads on."""
-        self._has_next = False
+        """The next request, or None at the end. The stream is not done until the caller starts or drops it."""
         if not self._exhausted and not self.broken and not self.stop.is_set():
             try:
                 request = next(self._source, None)
             except Exception as error:  # noqa: BLE001 - ends this run alone, which reports it
                 self.error, request = error, None
             if request is not None:
-                self._has_next = True
+                self._unstarted += 1
                 return request
         self._exhausted = True
         self._check_done()
         return None
 
     def start(self, request: Request) -> None:
+        self._unstarted -= 1
         self._pending[request.key] = request
+
+    def drop(self) -> None:
+        """Leave a request that was read without an outcome."""
+        self._unstarted -= 1
+        self._check_done()
 
     def deliver(self, key: tuple[str, int], outcome: Outcome) -> None:
         """Pass the outcome of a started request to ``on_outcome``."""
@@ -178,7 +184,7 @@ class RequestStream:
             self.error = error
 
     def _check_done(self) -> None:
-        if self._exhausted and not self._has_next and not self._pending and not self.done:
+        if self._exhausted and not self._unstarted and not self._pending and not self.done:
             self.done = True
             self._on_done()
 

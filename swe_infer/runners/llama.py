@@ -6,11 +6,10 @@ are then computed once, and sequences of all runs decode in one batch.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -20,10 +19,8 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.pool import EnginePool
 from swe_infer.options import Option
-from swe_infer.prompt_format import prose_in_prompt
 from swe_infer.resources import is_installed
 from swe_infer.runners.base import EngineSharing, Order, PendingSamples, RequestStream, RunContext
-from swe_infer.text import first_line
 from swe_infer.types import (
     Completion,
     Decoding,
@@ -38,7 +35,6 @@ from swe_infer.types import (
     Skip,
     TokenCounter,
     Usage,
-    sample_seed,
 )
 
 if TYPE_CHECKING:
@@ -223,23 +219,26 @@ class LlamaRunner:
     def serve(self, streams: Sequence[RequestStream], stop: threading.Event) -> None:
         """See :class:`swe_infer.runners.base.EngineSharing`. Everything happens in the calling thread."""
         from swe_infer.llama.engine import PromptTooLong
+        from swe_infer.runners.llama_requests import EngineRequests, origin
 
         engine = self._load_engine()
 
         def rejected(request: GenerationRequest, error: Exception) -> None:
-            index, key = _split(request)
+            index, key = origin(request)
             if isinstance(error, PromptTooLong):
                 streams[index].deliver(key, Skip("ContextOverflow", str(error)))
             else:
                 streams[index].deliver(key, Failure(type(error).__name__, str(error)))
 
+        requests = EngineRequests(engine, streams)
         try:
-            for answer in engine.generate(_prepared(engine, streams), rejected, stop):
-                index, key = _split(answer.request)
+            for answer in engine.generate(requests, rejected, stop):
+                index, key = origin(answer.request)
                 streams[index].deliver(key, self._completion(answer))
                 if all(stream.broken for stream in streams):
                     break
         finally:
+            requests.close()
             engine.abandon()
 
     @property
@@ -341,69 +340,9 @@ class _Counter:
         return len(self._tokenizer.encode(prompt))
 
 
-def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:
-    """Merges streams that are sorted by falling prompt length, so that runs request the same instance together."""
-    heads: list[tuple[int, str, int, Request]] = []
-
-    def push_next(index: int) -> None:
-        request = streams[index].next_request()
-        if request is not None:
-            heapq.heappush(heads, (-len(request.prompt.text), request.instance_id, index, request))
-
-    for index in range(len(streams)):
-        push_next(index)
-    while heads:
-        _, _, index, request = heapq.heappop(heads)
-        yield index, request
-        push_next(index)
-
-
-def _prepared(engine: Engine | DataParallelEngine, streams: Sequence[RequestStream]) -> Iterator[GenerationRequest]:
-    """Converts requests for the engine. A prompt that cannot be encoded fails its own requests only."""
-    from swe_infer.llama.drafting import NO_SOURCE, DraftSource
-    from swe_infer.llama.sequence import GenerationRequest
-    from swe_infer.llama.stopping import StopParams
-
-    prompt: Prompt | None = None
-    ids: tuple[int, ...] = ()
-    source = NO_SOURCE
-    defaults = engine.defaults
-    for index, request in _merged(streams):
-        stream, decoding = streams[index], request.decoding
-        if stream.broken or stream.stop.is_set():
-            continue
-        stream.start(request)
-        if prompt is None or request.prompt != prompt:
-            try:
-                ids, prompt = tuple(engine.tokenizer.encode(request.prompt)), request.prompt
-            except Exception as error:  # noqa: BLE001 - tokenizers and chat templates may raise anything
-                stream.deliver(request.key, Failure(type(error).__name__, first_line(error)))
-                continue
-            source = DraftSource(prose_in_prompt(prompt.text), {} if request.files is None else request.files)
-        yield GenerationRequest(
-            key=(index, *request.key),
-            prompt_ids=ids,
-            stop_params=StopParams(
-                decoding.max_new_tokens, engine.end_tokens, decoding.stop, prefill=request.prompt.prefill or ""
-            ),
-            temperature=defaults.temperature if decoding.temperature is None else decoding.temperature,
-            top_p=defaults.top_p if decoding.top_p is None else decoding.top_p,
-            seed=sample_seed(decoding, request.instance_id, request.sample),
-            drafter=decoding.drafter,
-            source=source,
-        )
-
-
 def _check_extra() -> None:
     if not all(map(is_installed, ("torch", "transformers", "tokenizers"))):
         raise ConfigError(
             "runner=llama: local models need an extra that is not installed; pip install 'swe_infer[llama]', or "
             "choose a model behind an API, such as model=gpt-4o"
         )
-
-
-def _split(request: GenerationRequest) -> tuple[int, tuple[str, int]]:
-    """The stream's index, and the request's key in that stream."""
-    assert isinstance(request.key, tuple)
-    index, instance_id, sample = request.key
-    return index, (instance_id, sample)

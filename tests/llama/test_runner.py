@@ -17,12 +17,13 @@ import pytest
 
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.pool import EnginePool
-from swe_infer.runners.base import ProcessResources, RunContext
+from swe_infer.runners.base import ProcessResources, RequestStream, RunContext
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import Completion, Decoding, Failure, LlamaModel, Outcome, Prompt, Request, Skip, sample_seed
 
 if TYPE_CHECKING:
     from swe_infer.llama.engine import EngineOptions
+    from swe_infer.runners.llama_requests import EngineRequests
     from tests.support.checkpoints import make_checkpoint, reference
 
 TEXT = "def add(left, right):\n    return left + right\n"
@@ -125,6 +126,40 @@ def test_ids_outside_the_vocabulary_fail_only_their_instance(tmp_path: Path) -> 
     assert isinstance(failed, Failure)
     assert "vocabulary" in failed.message
     assert isinstance(found["good", 0], Completion)
+
+
+def test_a_prompt_that_cannot_be_encoded_fails_only_its_instance(checkpoint: Path) -> None:
+    runner = runner_of(checkpoint, Decoding(n=2, max_new_tokens=4))
+    texts = {f"good {n}": f"{TEXT * (n + 1)}" for n in range(4)}
+    requests = requests_of(runner, texts)
+    requests[3:3] = requests_of(runner, {"bad": "def f(): return '\udce9'"})
+    found = run(runner, requests)
+    assert len(found) == 10
+    for (instance_id, _), outcome in found.items():
+        assert isinstance(outcome, Failure if instance_id == "bad" else Completion), outcome
+
+
+def test_requests_keep_their_order_and_few_are_read_ahead(checkpoint: Path) -> None:
+    runner = runner_of(checkpoint, Decoding(n=2))
+    engine = EnginePool().get(runner.model, EngineOptions(kv_cache_gb=0.01))
+    requests = requests_of(runner, {str(n): TEXT * (40 - n) for n in range(20)})
+    read: list[Request] = []
+
+    def reading() -> Iterator[Request]:
+        for request in requests:
+            read.append(request)
+            yield request
+
+    stream = RequestStream(reading(), lambda request, outcome: None, threading.Event())
+    converted = EngineRequests(engine, [stream])
+    for number, expected in enumerate(requests):
+        found = next(converted)
+        assert found.key == (0, *expected.key)
+        assert found.prompt_ids == tuple(engine.tokenizer.encode(expected.prompt))
+        assert len(read) <= number + 4
+        assert stream.in_flight == number + 1, "those read ahead are not in flight"
+    assert next(converted, None) is None
+    converted.close()
 
 
 def test_samples_differ_are_reproducible_and_share_the_prompt(checkpoint: Path) -> None:
