@@ -198,7 +198,7 @@ class Request:
         sample: number of the sample, from 0; 0 for an auxiliary request.
         files: path to content of the instance's files, for patch checks and drafts. The samples of an instance share
             one mapping, which may load lazily. None: they, and ``edit_format``, are looked up in the dataset.
-        edit_format: as in :class:`Instance`.
+        edit_format: the form of answer that the prompt requests; None: not known.
         purpose: of an auxiliary request, whose completion is not an answer; None: an answer is requested.
     """
 
@@ -262,6 +262,7 @@ class Completion:
         latency_s: seconds from the start of the first attempt to the end of the answer.
         attempts: requests sent, 1 if the first one succeeded.
         details: further JSON values for the record, such as ``model``, ``request_id`` or engine counts.
+        patch: made where the answer was computed; None: it is yet to be made.
     """
 
     text: str
@@ -271,6 +272,7 @@ class Completion:
     latency_s: float
     attempts: int = 1
     details: Mapping[str, Any] = field(default_factory=dict)
+    patch: PatchResult | None = None
 
 
 @dataclass(frozen=True, slots=True)

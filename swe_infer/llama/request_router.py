@@ -31,7 +31,7 @@ class _WorkerState:
     done: int = 0
     prompt: tuple[int, ...] = ()
     source: DraftSource | None = None
-    """The source of the last request with a drafter."""
+    """The source of the last request that uses one."""
 
     def has_prompt(self, prompt: tuple[int, ...]) -> bool:
         """Whether the last request had this prompt. Most prompts begin alike, so lengths are compared first."""
@@ -90,7 +90,7 @@ class RequestRouter(Generic[W]):
         state.load += _tokens(request)
         state.alone = alone
         state.prompt = request.prompt_ids
-        if request.drafter == "none" or state.source is request.source:
+        if not request.uses_source or state.source is request.source:
             return False
         state.source = request.source
         return True

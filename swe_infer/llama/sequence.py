@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable
 from collections.abc import Sequence as Tokens
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from swe_infer.llama.drafting import NO_SOURCE, Drafter, DraftSource
 from swe_infer.llama.drafting.gain import MAX_DRAFT, DraftState
 from swe_infer.llama.stopping import StopCriteria, StopParams
-from swe_infer.types import DrafterFactory, DrafterKind, FinishReason
+from swe_infer.patches.pipeline import make_patch
+from swe_infer.types import DrafterFactory, DrafterKind, EditFormat, FinishReason, PatchResult, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,8 @@ class GenerationRequest:
     """A request to the engine.
 
     ``key`` identifies it to the caller. ``seed`` matters for a ``temperature`` above 0. ``drafter`` and ``source``,
-    the text it copies from, change only the speed.
+    the text it copies from, change only the speed. ``makes_patch`` asks for the output's patch, checked against the
+    files of ``source``; ``edit_format`` is the form that the prompt requests.
     """
 
     key: Hashable
@@ -29,6 +32,12 @@ class GenerationRequest:
     seed: int = 0
     drafter: DrafterKind | DrafterFactory = "none"
     source: DraftSource = field(default=NO_SOURCE, compare=False, repr=False)
+    makes_patch: bool = False
+    edit_format: EditFormat | None = None
+
+    @property
+    def uses_source(self) -> bool:
+        return self.makes_patch or self.drafter != "none"
 
     def without_source(self) -> GenerationRequest:
         """The request without its source, which is sent between processes once for many requests."""
@@ -48,6 +57,7 @@ class RequestOutput:
         drafted_tokens: tokens that were drafted.
         accepted_tokens: drafted tokens that the model confirmed.
         first_token_s, latency_s: seconds since its first forward pass.
+        patch: None if none was requested, or if an error in our code prevented it.
     """
 
     request: GenerationRequest
@@ -61,6 +71,7 @@ class RequestOutput:
     accepted_tokens: int
     first_token_s: float
     latency_s: float
+    patch: PatchResult | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -158,9 +169,14 @@ class Sequence:
     def result(self, reason: FinishReason) -> RequestOutput:
         now = time.perf_counter()
         started = self.started if self.started is not None else now
+        request, patch = self.request, None
+        if request.makes_patch:
+            answer = Prompt(None, "", request.stop_params.prefill).with_prefill(self.criteria.text)
+            with suppress(Exception):  # the caller makes the patch then, and reports the error
+                patch = make_patch(answer, request.source.files, request.edit_format)
         return RequestOutput(
-            request=self.request,
-            token_ids=tuple(self.tokens[len(self.request.prompt_ids) :]),
+            request=request,
+            token_ids=tuple(self.tokens[len(request.prompt_ids) :]),
             text=self.criteria.text,
             finish_reason=reason,
             cached_tokens=self.cached_tokens,
@@ -170,4 +186,5 @@ class Sequence:
             accepted_tokens=self.accepted,
             first_token_s=(self.first_token or now) - started,
             latency_s=now - started,
+            patch=patch,
         )

@@ -292,6 +292,7 @@ class LlamaRunner:
             cost_usd=Decimal(0),
             latency_s=answer.latency_s,
             details=details,
+            patch=answer.patch,
         )
 
     def _load_engine(self) -> Engine | DataParallelEngine:

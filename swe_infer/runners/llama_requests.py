@@ -5,11 +5,12 @@ from __future__ import annotations
 import heapq
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from swe_infer.instance_files import KnownFiles
 from swe_infer.llama.data_parallel import DataParallelEngine
 from swe_infer.llama.drafting import DraftSource
 from swe_infer.llama.engine import Engine
@@ -47,8 +48,8 @@ class EngineRequests:
     def __init__(self, engine: Engine | DataParallelEngine, streams: Sequence[RequestStream]) -> None:
         self._engine, self._streams = engine, streams
         self._merged = _merged(streams)
-        several = isinstance(engine, DataParallelEngine)
-        threads = min(_MOST_THREADS, max(1, len(os.sched_getaffinity(0)) // 2)) if several else 1
+        self._elsewhere = isinstance(engine, DataParallelEngine)  # in other processes, which make the patches
+        threads = min(_MOST_THREADS, max(1, len(os.sched_getaffinity(0)) // 2)) if self._elsewhere else 1
         self._pool = ThreadPoolExecutor(threads, "encode")
         self._most_ahead = _AHEAD * threads
         self._ahead: deque[_Read] = deque()
@@ -107,6 +108,8 @@ class EngineRequests:
             seed=sample_seed(decoding, request.instance_id, request.sample),
             drafter=decoding.drafter,
             source=read.source,
+            makes_patch=self._elsewhere and request.purpose is None and _are_whole(request.files),
+            edit_format=request.edit_format,
         )
 
 
@@ -115,6 +118,11 @@ def origin(request: GenerationRequest) -> tuple[int, tuple[str, int]]:
     assert isinstance(request.key, tuple)
     index, instance_id, sample = request.key
     return index, (instance_id, sample)
+
+
+def _are_whole(files: Mapping[str, str] | None) -> bool:
+    """Whether another process can check a patch against these files: not if others are read from a repository."""
+    return files is not None and not isinstance(files, KnownFiles)
 
 
 def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:

@@ -198,6 +198,7 @@ def pending_requests(
     recheck: bool = False,
     over_budget: Container[str] = (),
     is_waiting: Callable[[int], bool] = lambda index: False,
+    edit_format: EditFormat | None = None,
 ) -> Iterator[Request | tuple[tuple[str, int], Skip]]:
     """The samples that are neither completed nor skipped: a request, or a key and the reason to skip it.
 
@@ -208,6 +209,7 @@ def pending_requests(
             length are requested if they are within the bounds now; completed ones outside the bounds are skipped.
         over_budget: instances of which no further sample is requested; may grow during the iteration.
         is_waiting: whether a row has no prompt yet. Its samples are left out.
+        edit_format: see :class:`Run`.
     """
     bounded = selection.lengths.min_tokens is not None or selection.lengths.max_tokens is not None
     for index in selection.requested:
@@ -229,7 +231,8 @@ def pending_requests(
                 break
             status = totals.status(key)
             if instance is not None and status != "completed":
-                yield Request(*key, instance.prompt, decoding, instance.files, instance.edit_format)
+                form = instance.edit_format or edit_format
+                yield Request(*key, instance.prompt, decoding, instance.files, form)
             elif skip is not None and totals.skip_reason(key) != skip.reason:
                 if status == "completed" and skip.reason not in LENGTH_SKIPS:
                     continue
@@ -895,6 +898,7 @@ class Run:
             recheck=self.store.recheck,
             over_budget=self._over_budget,
             is_waiting=(lambda index: False) if self._files is None else self._files.is_waiting,
+            edit_format=self._edit_format,
         )
         for item in pending:
             if not isinstance(item, Request):
@@ -946,7 +950,7 @@ class Run:
                 if request.purpose == "context" and self._files is not None and index is not None:
                     self._files.use(index, outcome)
                 return
-            patch = self._patch(request, outcome) if isinstance(outcome, Completion) else None
+            patch = outcome.patch or self._patch(request, outcome) if isinstance(outcome, Completion) else None
             self._append(record_of(request.key, outcome, patch, request.prompt))
 
     def _append(self, record: Record) -> None:

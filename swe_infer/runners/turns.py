@@ -34,7 +34,7 @@ class PendingTurn:
         index: the row of the instance.
         earlier: the completed records of the turns before, the first answer first.
         message: the message to send.
-        files, edit_format: of the instance, as in :class:`swe_infer.types.Request`.
+        files, edit_format: as in :class:`swe_infer.types.Request`.
     """
 
     index: int
@@ -114,7 +114,9 @@ class FurtherTurns:
                 if earlier is None:
                     continue
                 try:
-                    inputs = inputs or rows.inputs_of_check(index)
+                    if inputs is None:
+                        files, edit_format = rows.inputs_of_check(index)
+                        inputs = files, edit_format or self._edit_format
                 except DataError as error:
                     log.warning("%s: no further turn: %s", key[0], error)
                     break
@@ -137,7 +139,7 @@ class FurtherTurns:
 
     def _message(self, record: Record, files: Mapping[str, str], edit_format: EditFormat | None) -> str | None:
         try:
-            return self._feedback.message(record, files, edit_format or self._edit_format)
+            return self._feedback.message(record, files, edit_format)
         except Exception:  # a fault in our code must not end the run
             log.exception("%s: no further turn, the message could not be written", record["instance_id"])
             return None

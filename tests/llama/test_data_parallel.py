@@ -16,7 +16,8 @@ import pytest
 from swe_infer.errors import CheckpointError
 from swe_infer.llama.drafting import NO_SOURCE, DraftSource
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.types import DrafterKind, LlamaModel
+from swe_infer.patches.pipeline import make_patch
+from swe_infer.types import DrafterKind, EditFormat, LlamaModel
 from tests.llama.drafts import PROMPT, source_of
 
 if TYPE_CHECKING:
@@ -250,6 +251,34 @@ def test_samples_of_a_prompt_send_its_source_once_and_none_is_returned(model: Ll
         assert {type(source.files) for source in found} == {dict}
         assert all(request.source is NO_SOURCE for request, _ in sent)
         assert [answer.request for answer in sorted(answers, key=lambda a: str(a.request.key))] == asked
+    group.close()
+
+
+def test_an_engine_makes_the_patch_of_its_answer_from_the_source_that_it_was_sent(model: LlamaModel) -> None:
+    """The prefill is a whole patch, so that the text of a random model adds nothing to it."""
+    worker = thread_worker(model, "engine")
+    group = group_of(model, worker)
+    source, prompt = source_of(PROMPT), random_prompt(40, 0)
+    diff = (
+        "--- a/office/report.py\n+++ b/office/report.py\n@@ -1 +1 @@\n-def render(calendar):\n+def show(calendar):\n"
+    )
+    plain = replace(ask("plain", prompt, 4), source=source)
+    patched = replace(
+        plain,
+        key="patched",
+        makes_patch=True,
+        stop_params=replace(plain.stop_params, prefill=f"<patch>\n{diff}</patch>\n"),
+    )
+    again = replace(patched, key="again", edit_format="search_replace")
+    answers = {str(a.request.key): a for a in group.generate([plain, patched, again], refuse)}
+    sent = [source for kind, content in worker.sent if kind == "add" for _, source in content]
+    assert sent == [None, source, None]
+    assert answers["plain"].patch is None
+    forms: dict[str, EditFormat | None] = {"patched": None, "again": "search_replace"}
+    for key, form in forms.items():
+        made = answers[key].patch
+        assert made == make_patch(patched.stop_params.prefill + answers[key].text, source.files, form)
+        assert "+def show(calendar):" in made.patch
     group.close()
 
 

@@ -10,14 +10,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from swe_infer.run_directory.records import read_records
+from swe_infer.data.sample import SampleDataset
+from swe_infer.patches.pipeline import make_patch
+from swe_infer.run_directory.records import Record, read_records
+from swe_infer.run_directory.store import RunStore
+from swe_infer.runners.base import ProcessResources, RunContext
+from swe_infer.runners.llama import LlamaRunner
+from swe_infer.runners.run import Run, select_instances
+from swe_infer.tracking.base import NoTracker, RunInfo
+from swe_infer.types import DataShard, Decoding, LlamaModel
 from tests.support import commands
 from tests.support.instances import write_instances
+from tests.support.steps import calls_of
 
 if TYPE_CHECKING:
     from tests.support.checkpoints import make_checkpoint
@@ -154,3 +164,28 @@ def test_points_of_a_sweep_are_answered_at_once_and_a_bad_one_stops_no_other(
     assert outputs(runs[1]) == uninterrupted, "as if the point had been run by itself"
     points = [json.loads(line) for line in (home / "sweep" / "runs.jsonl").read_text().splitlines()]
     assert [point["status"] for point in points] == [0, 2, 0, 0]
+
+
+def test_several_engines_make_the_patches_of_their_answers(tmp_path: Path) -> None:
+    """The records are those of one engine, whose patches this process makes."""
+    records: list[list[Record]] = []
+    for workers, made_here in ((1, 8), (2, 0)):
+        model = LlamaModel(path="package://swe_infer.sample/tiny_llama", device="cpu")
+        decoding = Decoding(max_new_tokens=400)
+        runner = LlamaRunner(model=model, decoding=decoding, workers=workers, kv_cache_gb=0.05)
+        resources, directory = ProcessResources(), tmp_path / str(workers)
+        directory.mkdir()
+        dataset = SampleDataset(limit=8)
+        with RunStore(directory, runner.label) as store:
+            runner.bind(RunContext(directory, "run", Decimal(0), directory / "ledger", resources))
+            selection = select_instances(runner, dataset, DataShard())
+            run = Run(runner, selection, store, NoTracker(), RunInfo("run", "run", {}, directory, store.resumed))
+            assert calls_of(make_patch.__code__, run.execute) == made_here
+        resources.close()
+        found = read_records(directory / "records.jsonl")
+        records.append(sorted(found, key=lambda record: record["instance_id"]))
+    assert [record["patch_status"] for record in records[0]].count("applies") >= 6
+    for one, other in zip(*records, strict=True):
+        assert one.keys() == other.keys()
+        differing = {name for name in one if one.get(name) != other.get(name)}
+        assert differing <= {"time", "latency_s", "details", "usage"}
