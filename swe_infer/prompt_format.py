@@ -61,7 +61,7 @@ def edit_format_of(row: Mapping[str, Any]) -> EditFormat | None:
 class PromptFiles(Mapping[str, str]):
     """The files in a prompt. The prompt is parsed once, on first access.
 
-    It is pickled as a dictionary, so that other processes need not parse the prompt.
+    It is pickled as the prompt, which the other process parses.
     """
 
     def __init__(self, prompt: Prompt) -> None:
@@ -88,8 +88,8 @@ class PromptFiles(Mapping[str, str]):
             return True  # without parsing either
         return super().__eq__(other)
 
-    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
-        return dict, (self._files,)
+    def __reduce__(self) -> tuple[type[PromptFiles], tuple[Prompt]]:
+        return PromptFiles, (self._prompt,)
 
 
 def prose_in_prompt(text: str) -> str:

@@ -126,7 +126,9 @@ def test_a_prompt_is_parsed_once_on_first_access_to_a_file() -> None:
     (files,) = made
     assert calls_of(files_in_prompt.__code__, lambda: (files["a.py"], list(files), "c.py" in files, len(files))) == 1
     copies: list[object] = []
-    assert calls_of(files_in_prompt.__code__, lambda: copies.append(pickle.loads(pickle.dumps(files)))) == 0
+    fresh = PromptFiles(split_prompt(text))
+    assert calls_of(files_in_prompt.__code__, lambda: copies.append(pickle.loads(pickle.dumps(fresh)))) == 0
+    assert calls_of(files_in_prompt.__code__, lambda: copies.index(fresh)) == 0, "they have the same prompt"
     assert copies == [files] == [{"a.py": "x = 1\n", "b.py": "y\n"}]
     assert prose_in_prompt(text).startswith("Fix it.\n")
     assert prose_in_prompt(text).endswith("\nA patch, please.")

@@ -179,7 +179,8 @@ class TextStream:
 
 def _encoded(backend: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
     """The ids of a text. The call for a batch is the one during which other threads run."""
-    return list(backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+    ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+    return ids
 
 
 def _load(directory: Path) -> Tokenizer:

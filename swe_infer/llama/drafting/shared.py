@@ -23,7 +23,7 @@ _INDEXES = ("files", "paths", "corpus", "prompt_tokens", "output_tokens", "outpu
 
 @dataclass(frozen=True, slots=True)
 class DraftSource:
-    """The text that an output may copy from, whose files its patch is checked against. Pickling it reads all files.
+    """The text that an output may copy from, whose files its patch is checked against.
 
     Args:
         prose: the prompt's text outside its files.
