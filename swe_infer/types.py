@@ -82,6 +82,13 @@ class Prompt:
         return self.question + "".join(turn.answer + turn.reply for turn in self.turns) + (self.prefill or "")
 
     @property
+    def characters(self) -> int:
+        """The length of :attr:`text`, without a copy of it."""
+        system = 0 if self.system is None else len(self.system) + 1
+        turns = sum(len(turn.answer) + len(turn.reply) for turn in self.turns)
+        return system + len(self.user) + turns + len(self.prefill or "")
+
+    @property
     def parts(self) -> list[str]:
         """The texts of all messages, ``system`` first."""
         system = [] if self.system is None else [self.system]

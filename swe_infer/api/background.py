@@ -52,7 +52,7 @@ class BackgroundResponses(Batches):
     @asynccontextmanager
     async def _permission(self, label: str, items: Iterable[Item]) -> AsyncIterator[None]:
         (item,) = items
-        size = len(self._request(item).prompt.text)
+        size = self._request(item).prompt.characters
         urgent = item.key in self._refusals
         async with self._endpoint.limiter.permit(size, self._decoding.max_new_tokens, urgent=urgent) as permit:
             self._permits[label] = permit

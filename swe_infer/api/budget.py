@@ -23,7 +23,7 @@ from swe_infer.errors import BudgetExceeded, StoreError
 
 logger = logging.getLogger(__name__)
 
-_WRITE_S = 0.002
+_WRITE_S = 0.02
 """Charges are written after this time, unless a reservation comes first."""
 _POLL_S = 0.1
 """Other processes release reservations without a notification."""
@@ -151,6 +151,11 @@ class CostBudget:
             ledger.refund(usd)
         self._admit()
 
+    @property
+    def may_refuse(self) -> bool:
+        """Whether :meth:`cannot_fit` may be true, as requests have waited for a reservation."""
+        return self._unspent is not None
+
     def cannot_fit(self, usd: Decimal) -> bool:
         """Whether ``usd`` is known never to fit. Does not read the ledgers."""
         return self._unspent is not None and usd > self._unspent
@@ -236,6 +241,8 @@ class CostBudget:
     def _reserve_arrived(self) -> None:
         arrived = [(usd, granted) for usd, granted in self._arrived if not granted.done()]
         self._arrived.clear()
+        if not arrived:
+            return
         try:
             reservations = self._try_reserve([usd for usd, _ in arrived])
         except Exception as error:  # noqa: BLE001 - each request raises it

@@ -41,7 +41,7 @@ from swe_infer.errors import (
     TransientError,
 )
 from swe_infer.providers.base import Answer
-from swe_infer.types import Completion, Failure, Outcome, Request, Skip, TokenCounter, Usage
+from swe_infer.types import Completion, Failure, Outcome, Prompt, Request, Skip, TokenCounter, Usage
 
 _T = TypeVar("_T")
 
@@ -101,8 +101,6 @@ class _InFlight:
     unanswered: list[_Unanswered] = field(default_factory=list)
     byte_bound: int = 0
     """Upper bound on the input tokens of the current attempt: the prompt's bytes."""
-    usd_bound: Decimal = Decimal(0)
-    """The most that the current attempt can cost with that bound."""
     reserved_bound: int = 0
     """Upper bound on the input tokens from which its reservation is computed."""
 
@@ -225,7 +223,7 @@ class Chain:
     def caching_pays(self, request: Request, samples: int) -> bool:
         """Whether ``samples`` of a prompt cost less if the provider caches it. No provider caches prompts under 1,024
         tokens; if no price is known, caching still saves computation."""
-        tokens = int(len(request.prompt.text) / CHARACTERS_PER_TOKEN)
+        tokens = int(request.prompt.characters / CHARACTERS_PER_TOKEN)
         prices = self._endpoints.all[0].prices
         return tokens >= 1024 and (prices is None or caching_pays(prices, tokens, samples))
 
@@ -363,7 +361,7 @@ class Chain:
         self, flight: _InFlight, endpoint: Endpoint, urgent: bool, *, is_probe: bool = False
     ) -> _Charged:
         """One attempt: waits for a permit, reserves, sends, charges."""
-        size = len(flight.request.prompt.text)
+        size = flight.request.prompt.characters
         self._refuse_early(flight, endpoint)
         user = self._endpoints
         async with endpoint.limiter.permit(size, flight.output_tokens, urgent=urgent, user=user) as permit:
@@ -504,11 +502,13 @@ class Chain:
         if endpoint.prices is None:
             return
         flight.byte_bound = self.bounds.byte_bound(flight.request, endpoint)
-        flight.usd_bound = self._price(flight, endpoint, flight.byte_bound)
-        if self._budget.cannot_fit(flight.usd_bound):
+        if not self._budget.may_refuse:
+            return
+        usd = self._price(flight, endpoint, flight.byte_bound)
+        if self._budget.cannot_fit(usd):
             least = self.bounds.lower_estimate(endpoint, flight.byte_bound)
             if self._budget.cannot_fit(self._price(flight, endpoint, least)):
-                raise self._budget_exceeded(flight, endpoint, flight.usd_bound)
+                raise self._budget_exceeded(flight, endpoint, usd)
 
     async def _reserve(self, flight: _InFlight, endpoint: Endpoint, permit: Permit) -> Reservation:
         """Reserves the worst case of one attempt.
@@ -581,9 +581,9 @@ class Chain:
 
     def _checked(self, flight: _InFlight, endpoint: Endpoint, answers: Sequence[Answer]) -> list[Answer]:
         """``answers``, cut at stop strings, and marked if the server has probably truncated the prompt."""
-        text, usage = flight.request.prompt.text, answers[0].usage
+        prompt, usage = flight.request.prompt, answers[0].usage
         answers = [answer.cut_at(flight.request.decoding.stop) for answer in answers]
-        if "usage_estimated" in answers[0].details or not _is_truncated(text, usage.input_tokens):
+        if "usage_estimated" in answers[0].details or not _is_truncated(prompt, usage.input_tokens):
             return answers
         if not endpoint.prompts_truncated:
             endpoint.prompts_truncated = True
@@ -592,7 +592,7 @@ class Chain:
                 "window (Ollama: OLLAMA_CONTEXT_LENGTH)",
                 endpoint.provider.name,
                 usage.input_tokens,
-                len(text),
+                prompt.characters,
             )
         return [replace(answer, details={**answer.details, "prompt_truncated": True}) for answer in answers]
 
@@ -630,11 +630,12 @@ class Chain:
         return False
 
 
-def _is_truncated(prompt: str, input_tokens: int) -> bool:
+def _is_truncated(prompt: Prompt, input_tokens: int) -> bool:
     """Whether a server has counted fewer tokens than a prompt can have: a token is no longer than a word."""
-    if len(prompt) < _LEAST_TRUNCATED or len(prompt) < 7 * input_tokens or not input_tokens:
+    characters = prompt.characters
+    if characters < max(_LEAST_TRUNCATED, 7 * input_tokens) or not input_tokens:
         return False
-    return input_tokens < max(0.75 * len(prompt.split()), len(prompt) / 40)
+    return input_tokens < max(0.75 * len(prompt.text.split()), characters / 40)
 
 
 def _with_key(error: RequestError, endpoint: Endpoint) -> RequestError:

@@ -294,7 +294,7 @@ class Dispatcher:
 
 
 def _size(request: Request) -> int:
-    return len(request.prompt.text)
+    return request.prompt.characters
 
 
 def _fatal(error: BaseException) -> bool:

@@ -47,7 +47,7 @@ class EstimatedCounter:
         self.name = f"estimate:characters/{characters_per_token:g}"
 
     def __call__(self, prompt: Prompt) -> int:
-        return int(len(prompt.text) / self._ratio) + 1 + IMAGE_TOKENS * len(prompt.images)
+        return int(prompt.characters / self._ratio) + 1 + IMAGE_TOKENS * len(prompt.images)
 
 
 class TiktokenCounter:

@@ -267,7 +267,7 @@ class _CachedRows(RowsView):
         made: Instance | Skip | None = self._rows.fault(index)
         if made is None:
             made = replace(self._rows[index], files={}, metadata={})
-            self._characters += len(made.prompt.text)
+            self._characters += made.prompt.characters
         if self._characters <= _MOST_CHARACTERS:
             self._cached[index] = made
         return made

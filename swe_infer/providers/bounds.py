@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The headers and the body of a response with status 200."""
+    """The headers, by their names in lower case, and the body of a response with status 200."""
 
     headers: Mapping[str, str]
     content: bytes
@@ -179,13 +179,13 @@ def bounded(transport: Any) -> Any:
             except BaseException:
                 await body.aclose()
                 raise
-            fields = httpx2.Headers(raw)
+            fields = _fields(raw)
             if is_whole and status == 200 and "event-stream" not in fields.get("content-type", ""):
                 await body.aclose()
                 plain = _decompressed(beginning, fields.get("content-encoding", ""))
                 if plain is not None:
                     return Received(fields, plain)
-            given = httpx2.Response(status, headers=fields, stream=Continued(beginning, parts, body))
+            given = httpx2.Response(status, headers=raw, stream=Continued(beginning, parts, body))
             return await whole(await self._limited(given))
 
         async def _limited(self, given: httpx2.Response) -> httpx2.Response:
@@ -207,6 +207,15 @@ def bounded(transport: Any) -> Any:
             await transport.aclose()
 
     return Transport()
+
+
+def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by their names in lower case; the values of repeated ones are joined."""
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
 
 
 async def _beginning(parts: AsyncIterator[bytes], most: int) -> tuple[bytes, bool]:

@@ -512,9 +512,9 @@ class WireProvider(Provider):
         except PromptFiltered as error:
             return _filtered(error)
         answer = self.parse_answer(answered, request, self._where(model.name), headers)
+        answer = self._with_headers(answer, headers)
         first = marks.get("first")
-        seconds = None if first is None else first - started
-        return replace(self._with_headers(answer, headers), time_to_first_token_s=seconds)
+        return answer if first is None else replace(answer, time_to_first_token_s=first - started)
 
     def _with_headers(self, answer: Answer, headers: Mapping[str, str]) -> Answer:
         """``answer`` with the request id, quotas and cost from the headers."""

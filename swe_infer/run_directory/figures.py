@@ -780,9 +780,10 @@ class Totals:
         return counts
 
     def _count_turns(self, key: Key, before: Counter[str]) -> None:
-        if self.counts(key[0]):
+        now = self._turn_counts_of(key)
+        if (before or now) and self.counts(key[0]):
             self._turn_counts.subtract(before)
-            self._turn_counts.update(self._turn_counts_of(key))
+            self._turn_counts.update(now)
 
     def _turn_figures(self) -> TurnFigures:
         counts = self._turn_counts

@@ -132,7 +132,7 @@ def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:
     def push_next(index: int) -> None:
         request = streams[index].next_request()
         if request is not None:
-            heapq.heappush(heads, (-len(request.prompt.text), request.instance_id, index, request))
+            heapq.heappush(heads, (-request.prompt.characters, request.instance_id, index, request))
 
     for index in range(len(streams)):
         push_next(index)
