@@ -1,14 +1,15 @@
 """What the process that drives a run spends on an answer, and how many engines it can keep busy:
 ``python -m benchmarks.driver``.
 
-*Measured*: the real main loop (prompts, patches, records, progress, tracker) over instances with prompts of 40 kB and
-answers of 4 kB with a patch, from a runner that answers at once. Processor time of this process for each answer: with
-one and with 8 samples of a prompt, without a tracker and with W&B offline, and with answers without a patch. Then the
-bundled tokenizer, which encodes such prompts.
+*Measured*: the real runner and main loop (prompts, encoding, patches, records, progress, tracker) over instances with
+prompts of 40 kB and answers of 4 kB with a patch, from engines that answer at once and are sent the text to draft
+from. Processor time for each answer of the thread that drives the run, and of its process, which also encodes: with
+one and with 8 samples of a prompt, with patches made here and by the engines, with W&B offline, and with prompts that
+take no time to encode. Then prompts that the bundled tokenizer encodes in a second, by threads.
 
 *Simulated*: engines of 16 sequences, each sequence 160 s on average, so that an engine gives an answer in 10 s. Each
 answer, and the prompt that replaces it, wait for one driver, which handles one after the other. The driver's time for
-an answer (``--driver-ms``) is by default what was measured, plus ``--router-ms`` and the encoding.
+an answer (``--driver-ms``) is by default that of its thread while it encodes, plus ``--router-ms``.
 """
 
 from __future__ import annotations
@@ -18,47 +19,90 @@ import heapq
 import io
 import json
 import os
+import pickle
 import random
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar
 
 from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.llama.config import GenerationDefaults
+from swe_infer.llama.data_parallel import DataParallelEngine, OnRejected
+from swe_infer.llama.drafting import NO_SOURCE
+from swe_infer.llama.sequence import GenerationRequest, RequestOutput
 from swe_infer.llama.tokenizer import LlamaTokenizer
+from swe_infer.patches.pipeline import make_patch
+from swe_infer.prompt_format import files_in_prompt, split_prompt
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import Order, ProcessResources, RunContext
 from swe_infer.runners.llama import LlamaRunner
+from swe_infer.runners.llama_requests import origin
 from swe_infer.runners.run import Run, select_instances
 from swe_infer.tracking.base import NoTracker, RunInfo, Tracker
 from swe_infer.tracking.wandb import WandbTracker
-from swe_infer.types import Completion, DataShard, Decoding, LlamaModel, OnOutcome, Request, Usage
+from swe_infer.types import DataShard, Decoding, LlamaModel, PatchResult, Prompt
 
 _MODEL = LlamaModel(path="package://swe_infer.sample/tiny_llama")
-ROOT = Path(__file__).resolve().parent.parent
+_TINY = Path(__file__).resolve().parent.parent / "swe_infer" / "sample" / "tiny_llama"
 _LINES = 700
 _SLOTS, _SEQUENCE_S = 16, 160.0
 _ENGINES = (8, 16, 64, 256, 1024)
 
 
+class InstantTokenizer(LlamaTokenizer):
+    """Encodes in no time, as seen from the driver of a machine with enough cores."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return list(range(12_000))
+
+
+class InstantEngines(DataParallelEngine):
+    """Engines that answer every request at once.
+
+    Args:
+        answers, patches: by the number of the instance. Without patches, the driver makes them.
+    """
+
+    def __init__(
+        self, tokenizer: LlamaTokenizer, answers: Sequence[str], patches: Sequence[PatchResult] | None
+    ) -> None:
+        self.tokenizer, self._answers, self._patches = tokenizer, answers, patches
+        self.defaults, self.end_tokens, self.context_window = GenerationDefaults(), frozenset(), 131_072
+
+    def generate(
+        self, requests: Iterable[GenerationRequest], on_rejected: OnRejected, stop: threading.Event | None = None
+    ) -> Iterator[RequestOutput]:
+        sent, ids = NO_SOURCE, tuple(range(1000))
+        for request in requests:
+            if request.source is not sent:
+                sent = request.source
+                pickle.dumps(sent)
+            number = int(origin(request)[1][0].rpartition("-")[2])
+            patch = None if self._patches is None else self._patches[number]
+            yield RequestOutput(request, ids, self._answers[number], "stop", 0, 1000, 0, 0, 0, 0.1, 10.0, patch)
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    reset_stats = abandon = close = lambda self: None
+
+
 class InstantRunner(LlamaRunner):
-    """Answers every request at once, without an engine."""
+    """A local model on engines that answer at once."""
 
     order: ClassVar[Order] = "dataset"
-    answers: Sequence[str] = ()
-    """By the number of the instance."""
+    engines: InstantEngines
 
-    def generate(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
-        usage = Usage(12_000, output_tokens=1000)
-        for request in requests:
-            text = self.answers[int(request.instance_id.rpartition("-")[2])]
-            on_outcome(request, Completion(text, "stop", usage, Decimal(0), 10.0))
+    def _load_engine(self) -> InstantEngines:
+        return self.engines
 
 
 def source(number: int) -> list[str]:
@@ -75,11 +119,9 @@ def prompt(number: int) -> str:
     )
 
 
-def answer(number: int, *, with_patch: bool) -> str:
+def answer(number: int) -> str:
     """Reasoning, and a diff of three hunks."""
     reasoning = "The transformation uses the wrong module, so the values of later steps differ. " * 40
-    if not with_patch:
-        return reasoning
     hunks = []
     for at in (100, 300, 600):
         before = source(number)[at : at + 7]
@@ -90,45 +132,65 @@ def answer(number: int, *, with_patch: bool) -> str:
     return f"{reasoning}\n<patch>\n--- a/package/module.py\n+++ b/package/module.py\n{body}\n</patch>\n"
 
 
-def milliseconds(folder: Path, data: Path, answers: int, samples: int, tracker: Tracker, with_patch: bool) -> float:
-    """Processor time of this process for each answer, including the end of the run."""
+def milliseconds(
+    folder: Path,
+    data: Path,
+    answers: int,
+    samples: int,
+    tracker: Tracker,
+    tokenizer: LlamaTokenizer,
+    *,
+    made_here: bool,
+) -> dict[str, float]:
+    """Processor time for each answer, including the end of the run."""
     runner = InstantRunner(model=_MODEL, decoding=Decoding(n=samples, max_new_tokens=1024, temperature=1.0, seed=0))
-    runner.answers = [answer(number, with_patch=with_patch) for number in range(answers // samples)]
+    texts = [answer(number) for number in range(answers // samples)]
+    made = [make_patch(text, files_in_prompt(prompt(number))) for number, text in enumerate(texts)]
+    runner.engines = InstantEngines(tokenizer, texts, None if made_here else made)
     folder.mkdir()
     with RunStore(folder, runner.label) as store, redirect_stderr(io.StringIO()):
         runner.bind(RunContext(folder, "driver", Decimal(0), folder / "ledger", ProcessResources()))
         info = RunInfo("driver", "driver", {}, folder, store.resumed)
         dataset = JsonlDataset(path=str(data), limit=answers // samples)
         run = Run(runner, select_instances(runner, dataset, DataShard()), store, tracker, info)
-        began = time.process_time()
+        began = time.thread_time(), time.process_time()
         status = run.execute()
-        spent = time.process_time() - began
+        spent = time.thread_time() - began[0], time.process_time() - began[1]
     statuses = {record["patch_status"] for record in read_records(folder / "records.jsonl")}
-    if status or statuses != {"applies" if with_patch else "none"}:
+    if status or statuses != {"applies"}:
         raise SystemExit(f"the run ended with {status}, and patches {statuses}")
-    return 1000 * spent / answers
+    return {"driver": round(1000 * spent[0] / answers, 2), "process": round(1000 * spent[1] / answers, 2)}
 
 
-def measured(folder: Path, answers: int) -> dict[str, float]:
+def measured(folder: Path, answers: int) -> dict[str, dict[str, float]]:
     data = folder / "instances.jsonl"
     with data.open("w") as file:
         for number in range(answers):
             file.write(json.dumps({"instance_id": f"owner__name-{number}", "text": prompt(number)}) + "\n")
-    found = {"load": os.getloadavg()[0]}
+    found = {}
+    real, instant, wandb = LlamaTokenizer(_TINY), InstantTokenizer(_TINY), WandbTracker(mode="offline")
     for samples in (1, 8):
-        for name, tracker, with_patch in (
-            ("no_tracker", NoTracker(), True),
-            ("wandb_offline", WandbTracker(mode="offline"), True),
-            ("no_tracker_no_patch", NoTracker(), False),
-        ):
+        cases: dict[str, tuple[Tracker, LlamaTokenizer, bool]] = {
+            "patches_here": (NoTracker(), real, True),
+            "patches_in_engines": (NoTracker(), real, False),
+            "patches_in_engines_wandb_offline": (wandb, real, False),
+            "patches_in_engines_instant_encoding": (NoTracker(), instant, False),
+        }
+        for name, (tracker, tokenizer, made_here) in cases.items():
             key = f"ms_per_answer_{samples}_samples_{name}"
-            found[key] = milliseconds(folder / key, data, answers, samples, tracker, with_patch)
-    tokenizer = LlamaTokenizer(ROOT / "swe_infer" / "sample" / "tiny_llama")
-    began = time.process_time()
-    for number in range(20):
-        tokenizer.encode_text(prompt(number))
-    found["ms_to_encode_a_prompt"] = 1000 * (time.process_time() - began) / 20
-    return {name: round(value, 2) for name, value in found.items()}
+            found[key] = milliseconds(folder / key, data, answers, samples, tracker, tokenizer, made_here=made_here)
+    return {**found, "prompts_encoded_a_second_by_threads": encoded_a_second(real)}
+
+
+def encoded_a_second(tokenizer: LlamaTokenizer) -> dict[str, float]:
+    prompts = [split_prompt(prompt(number)) for number in range(200)]
+    found, cores = {}, len(os.sched_getaffinity(0))
+    for threads in sorted({1, 2, 4, 8, 16} & {*range(1, cores)} | {cores}):
+        with ThreadPoolExecutor(threads) as pool:
+            began = time.monotonic()
+            list(pool.map(tokenizer.encode, prompts))
+            found[str(threads)] = round(len(prompts) / (time.monotonic() - began), 1)
+    return found
 
 
 def knee(driver_ms: float) -> list[dict[str, float]]:
@@ -167,11 +229,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         found = measured(Path(folder), options.answers)
-    encode = found["ms_to_encode_a_prompt"]
-    result: dict[str, object] = {"measured": found}
+    result: dict[str, object] = {"load": os.getloadavg()[0], "measured": found}
     for samples in (1, 8):
-        total = found[f"ms_per_answer_{samples}_samples_no_tracker"] + options.router_ms + encode / samples
-        result[f"simulated: {samples} samples, {total:.2f} ms"] = knee(total)
+        for made in ("patches_here", "patches_in_engines"):
+            total = found[f"ms_per_answer_{samples}_samples_{made}"]["driver"] + options.router_ms
+            result[f"simulated: {samples} samples, {made}, {total:.2f} ms"] = knee(total)
     json.dump(result, sys.stdout, indent=2)
     print()
 
