@@ -27,7 +27,7 @@ from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.large_pages import Arena
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, load_kernels
-from swe_infer.llama.native.layers import Layers, LayersShape, LayerWeights
+from swe_infer.llama.native.layers import Layers, LayerWeights
 from swe_infer.llama.placement import onednn_multiplies, product_dtype
 from swe_infer.llama.rope import RotaryEmbedding, rotate
 from swe_infer.llama.tp_rank import SINGLE_RANK, TPRank
@@ -170,8 +170,8 @@ class Linear(nn.Module):
         """
         if self._kernels is not None and self._kernels.can_pack(*self.weight.shape):
             outputs, inputs = self.weight.shape
-            gated = gated and self.bias is None and self._kernels.can_pack(outputs, inputs, gated=True)
-            self.packed = self._kernels.pack(self.weight.data.to(self.dtype), gated, arena)
+            gated = gated and self._kernels.can_pack(outputs, inputs, gated=True)
+            self.packed = self._kernels.pack(self.weight.data, gated, arena)
         elif self.weight.dtype == self.dtype == torch.bfloat16 and onednn_multiplies(self.dtype) and not embeds:
             try:
                 self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data, MIN_ROWS)
@@ -304,7 +304,8 @@ class FeedForward(nn.Module):
         super().__init__()
         config, shard = build.config, build.shard
         self.shard = shard
-        self._kernels = fused_kernels(build.device, build.dtype)
+        # On a CPU packed products are gated.
+        self._kernels = None if build.device.type == "cpu" else fused_kernels(build.device, build.dtype)
         hidden, inner = config.hidden_size, shard.divide(config.intermediate_size)
         self.gate_up_proj = build.linear(hidden, 2 * inner, config.mlp_bias)
         self.down_proj = build.linear(inner, hidden, config.mlp_bias and shard.rank == 0)
@@ -425,31 +426,13 @@ class LlamaForCausalLM(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, Layer)
             products = (layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj)
-            packed = [product.packed for product in products if isinstance(product.packed, PackedWeight)]
-            if len(packed) < len(products) or not packed[2].gated:
+            packed = [(each.packed, each.bias) for each in products if isinstance(each.packed, PackedWeight)]
+            if len(packed) < len(products) or not packed[2][0].gated:
                 return None
-            qkv, o, gate_up, down = packed
-            weights.append(
-                LayerWeights(
-                    layer.attention_norm.weight,
-                    layer.mlp_norm.weight,
-                    (qkv, products[0].bias),
-                    (o, products[1].bias),
-                    gate_up,
-                    (down, products[3].bias),
-                )
-            )
+            weights.append(LayerWeights(layer.attention_norm.weight, layer.mlp_norm.weight, packed))
         config = self.config
-        shape = LayersShape(
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            config.rms_norm_eps,
-        )
-        return Layers(kernels, shape, weights)
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return Layers(kernels, weights, heads, config.head_dim, config.rms_norm_eps)
 
     @torch.inference_mode()
     def forward(self, input_ids_BL: Tensor) -> Tensor:

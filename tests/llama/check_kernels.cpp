@@ -1,6 +1,6 @@
 // Checks the kernels against their definitions in double precision, and prints a hash of the results of each. The hashes
 // of float32 are the same for every instruction set, except that AMX sums products with weights of bfloat16 in another
-// order. Compiled together with the kernels by test_native.py.
+// order. Compiled by test_native.py.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,9 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
-
-extern "C" int initialise();
+#include "kernels.cpp"
 
 typedef std::vector<element> Elements;
 
@@ -105,21 +103,11 @@ static void check_elementwise() {
         check("sum", total, sums, 1e-6 + ROUNDING);
         check("norm", out, normed, 1e-5 + ROUNDING);
 
-        Elements activated(rows * size);
-        const Elements both = many(2 * rows * size);
-        silu_mul(activated.data(), both.data(), rows, size, 2);
-        std::vector<double> exact;
-        for (int i = 0; i < rows * size; i++) {
-            const int gate = i / size * 2 * size + i % size;
-            exact.push_back(silu(value_of(both[gate])) * value_of(both[gate + size]));
-        }
-        check("silu", activated, exact, 1e-6 + ROUNDING);
-
         const int dim = size / 2 * 2, heads = 3;
         const Elements q = many(rows * (heads + 1) * dim), cosines = many(rows * dim), sines = many(rows * dim);
         Elements turned(rows * heads * dim);
+        std::vector<double> exact;
         rotate(turned.data(), q.data(), (heads + 1) * dim, cosines.data(), sines.data(), rows, heads, dim, 2);
-        exact.clear();
         for (int i = 0; i < rows * heads * dim; i++) {
             const int token = i / (heads * dim), d = i % dim;
             const element* head = q.data() + token * (heads + 1) * dim + i % (heads * dim) / dim * dim;
@@ -136,6 +124,46 @@ static float weight_of(int type) {
     return type ? roundf(drawn() * scale / 8) / scale : drawn();
 }
 
+static uint16_t upper_half(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+static void convert(element& to, float from) {
+    to = element_of(from);
+}
+
+#ifndef BFLOAT16
+static void convert(bfloat16& to, float from) {
+    to = upper_half(from);
+}
+#endif
+
+// The float16 of a number that it represents: the exponents' biases differ by 112.
+static void convert(float16& to, float from) {
+    const float size = fabsf(from) * 0x1p-112f;
+    uint32_t bits;
+    memcpy(&bits, &size, sizeof bits);
+    to.bits = (uint16_t)((upper_half(from) & 0x8000) | bits >> 13);
+}
+
+// A weight in the layout that tiles.h and linear.h describe, aligned to a cache line.
+template <typename W>
+static void* packed_as(const Elements& weight, int outputs, int inputs, int gated) {
+    constexpr int GRAIN = TileLayout<W>::GRAIN;
+    const int panels = (outputs + 31) / 32;
+    W* packed = (W*)aligned_alloc(64, (size_t)panels * 32 * inputs * sizeof(W));
+    for (int tile = 0; tile < 2 * panels; tile++)
+        for (int i = 0; i < 16 * inputs; i++) {
+            const int column = i / GRAIN % 16, input = i / GRAIN / 16 * GRAIN + i % GRAIN;
+            const int output = (gated ? tile / 2 * 16 + tile % 2 * (outputs / 2) : tile * 16) + column;
+            const float x = output < outputs ? (float)value_of(weight[output * inputs + input]) : 0;
+            convert(packed[(size_t)tile * 16 * inputs + i], x);
+        }
+    return packed;
+}
+
 // All rows at once against the definition, and fewer rows at a time against all.
 static void check_products(int rows, int outputs, int inputs, int gated) {
     for (int type = 0; type < (NARROW ? 1 : 3); type++) {
@@ -144,23 +172,22 @@ static void check_products(int rows, int outputs, int inputs, int gated) {
         for (element& x : weight) x = element_of(weight_of(type));
         // A subnormal number, and no bfloat16
         if (type == 2) weight[0] = element_of(0x1.8p-16f), weight[1] = element_of(1 + 0x1p-10f);
-        if (packed_type(weight.data(), outputs * inputs, 2) != type) fail(what, "packed_type returned another type");
-        const size_t size = packed_size(outputs, inputs) * (type ? 2 : sizeof(element));
-        void* packed = aligned_alloc(64, (size + 63) / 64 * 64);
-        pack(packed, weight.data(), outputs, inputs, gated, type, 2);
+        void* packed = type == 1   ? packed_as<bfloat16>(weight, outputs, inputs, gated)
+                       : type == 2 ? packed_as<float16>(weight, outputs, inputs, gated)
+                                   : packed_as<element>(weight, outputs, inputs, gated);
         Elements x = many(rows * inputs);
         const Elements bias = many(outputs);
+        const Weight described{packed, bias.data(), outputs, inputs, gated, type};
         const int columns = gated ? outputs / 2 : outputs;
         const auto product = [&](int first, int count) {
             Elements out((size_t)count * columns);
-            linear(out.data(), x.data() + first * inputs, packed, gated ? nullptr : bias.data(), count, outputs, inputs, gated,
-                   type, 2);
+            linear(out.data(), x.data() + first * inputs, count, &described, 2);
             return out;
         };
         const Elements all = product(0, rows);
         add_to_hash(what, all);
         const auto sum = [&](int row, int output) {
-            double total = gated ? 0 : value_of(bias[output]);
+            double total = value_of(bias[output]);
             for (int i = 0; i < inputs; i++) total += value_of(x[row * inputs + i]) * value_of(weight[output * inputs + i]);
             return total;
         };
@@ -183,21 +210,13 @@ static void check_products(int rows, int outputs, int inputs, int gated) {
         x[0] = element_of(INFINITY);
         if (memcmp(product(0, rows).data() + columns, all.data() + columns, (rows - 1) * columns * sizeof(element)))
             fail(what, "infinity in a row changes another");
-        if (!gated) {
-            const int64_t ids[] = {outputs - 1, 0};
-            Elements rows_of(2 * inputs);
-            unpack(rows_of.data(), packed, ids, 2, inputs, type, 2);
-            std::vector<double> exact;
-            for (int i = 0; i < 2 * inputs; i++) exact.push_back(value_of(weight[ids[i / inputs] * inputs + i % inputs]));
-            check("unpacked", rows_of, exact, 0);
-        }
         free(packed);
     }
 }
 
 // Attention of the last tokens of a sequence, in units as attention/native.py makes them.
 static void check_attention(int heads, int kv_heads, int dim, int keys, int tokens, int window) {
-    constexpr int BLOCK = 32, MAX_ROWS_OF_UNIT = 32;
+    constexpr int MAX_ROWS_OF_UNIT = 32;
     const int blocks = (keys + BLOCK - 1) / BLOCK, group = heads / kv_heads;
     std::vector<int32_t> table(blocks);
     for (int i = 0; i < blocks; i++) table[i] = (i * 7 + 3) % (blocks + 7 - blocks % 7 + 1);
@@ -219,8 +238,9 @@ static void check_attention(int heads, int kv_heads, int dim, int keys, int toke
     }
     for (int i = 0; i < tokens; i++) rows.push_back(i), visible.push_back(keys - tokens + i + 1);
     Elements out(tokens * heads * dim);
-    attend(out.data(), q.data(), heads * dim, k_pool.data(), v_pool.data(), heads, kv_heads, dim, window, units.data(),
-           (int)units.size(), rows.data(), visible.data(), segments.data(), table.data(), 2);
+    const Work work{units.data(), (int64_t)units.size(), rows.data(), visible.data(), segments.data(), table.data()};
+    const Attention attention{out.data(), q.data(), heads * dim, k_pool.data(), v_pool.data(), heads, kv_heads, dim, window, work};
+    attend(&attention, 2);
     std::vector<double> exact(out.size());
     for (int i = 0; i < tokens * heads; i++) {
         const int seen = visible[i / heads], kv_head = i % heads / group;

@@ -13,12 +13,13 @@ import ctypes
 import logging
 import math
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from swe_infer.llama.large_pages import Arena
 from swe_infer.llama.native.build import Unavailable, library
@@ -37,21 +38,16 @@ TILE_DEPTH = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 16}
 
 _TILE_WIDTH = 16
 _PACKED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CHECKED_ELEMENTS = 1 << 20
 _NO_WINDOW = 2**31 - 1
 
 _log = logging.getLogger(__name__)
 
-_ARGUMENTS = {
-    "add_rms_norm": [*[c_void_p] * 5, c_float, c_int64, c_int, c_int],
-    "rotate": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
-    "silu_mul": [c_void_p, c_void_p, c_int64, c_int, c_int],
-    "pack": [c_void_p, c_void_p, *[c_int] * 5],
-    "unpack": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
-    "linear": [*[c_void_p] * 4, c_int64, *[c_int] * 5],
-    "attend": [c_void_p, c_void_p, c_int64, *[c_void_p] * 2, *[c_int] * 4, c_void_p, c_int, *[c_void_p] * 4, c_int],
-    "run_layers": [c_void_p] * 3,
-    "write_cache": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, *[c_int] * 4],
-}
+
+def words(*values: Tensor | int | None) -> ctypes.Array[c_int64]:
+    """A struct of the C++ sources, whose members are addresses and integers of 64 bits."""
+    members = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in values]
+    return (c_int64 * len(members))(*members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +65,16 @@ class PackedWeight:
     gated: bool
 
     @property
-    def code(self) -> int:
-        """The type of ``data`` under float32 activations, as in ``linear.cpp``."""
-        return _PACKED_TYPES.index(self.data.dtype)
+    def tiles(self) -> Tensor:
+        """``data`` by tile of 16 outputs, line, output, and adjacent inputs."""
+        grain = TILE_DEPTH[self.data.dtype] // _TILE_WIDTH
+        lines = self.inputs // grain
+        return self.data.view(len(self.data) // (_TILE_WIDTH * self.inputs), lines, _TILE_WIDTH, grain)
+
+    def members(self, bias_O: Tensor | None) -> tuple[Tensor | int | None, ...]:
+        """``Weight`` of the C++ sources. The type of ``data`` matters under float32 activations alone."""
+        kind = _PACKED_TYPES.index(self.data.dtype)
+        return self.data, bias_O, self.outputs, self.inputs, int(self.gated), kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +108,29 @@ class Units:
         made = [torch.tensor(values, dtype=torch.int32) for values in (units, tokens, visible, segments, tables)]
         return cls(*made)
 
+    def members(self) -> tuple[Tensor | int, ...]:
+        """``Work`` of the C++ sources."""
+        return self.units, len(self.units), self.tokens, self.visible, self.segments, self.tables
+
 
 class Kernels:
     """The kernels for tensors of one type; see :func:`load_kernels`."""
 
     def __init__(self, compiled: ctypes.CDLL, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        for name, arguments in _ARGUMENTS.items():
-            function = getattr(compiled, name)
-            function.argtypes, function.restype = arguments, None
-        compiled.layers_scratch_size.argtypes, compiled.layers_scratch_size.restype = [c_void_p, c_int], c_int64
-        compiled.packed_size.argtypes, compiled.packed_size.restype = [c_int, c_int], c_int64
-        compiled.packed_type.argtypes, compiled.packed_type.restype = [c_void_p, c_int64, c_int], c_int
         self.compiled = compiled
+        self.dtype = dtype
 
-    def _run(self, name: str, *arguments: Tensor | float | None) -> None:
-        """Call a kernel with the addresses of tensors and torch's number of threads."""
-        values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
-        getattr(self.compiled, name)(*values, torch.get_num_threads())
+    def run(self, name: str, *arguments: Tensor | ctypes.Array[c_int64] | c_float | int | None) -> None:
+        """Call a kernel with addresses, integers of 64 bits, and torch's number of threads."""
+        values = [
+            c_void_p(value.data_ptr())
+            if isinstance(value, Tensor)
+            else c_int64(value)
+            if isinstance(value, int)
+            else value
+            for value in arguments
+        ]
+        getattr(self.compiled, name)(*values, c_int64(torch.get_num_threads()))
 
     def add_rms_norm(
         self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float
@@ -131,53 +139,49 @@ class Kernels:
         tokens, size = x_TE.shape
         out_TE = torch.empty_like(x_TE)
         total_TE = x_TE if delta_TE is None else torch.empty_like(x_TE)
-        self._run("add_rms_norm", total_TE, out_TE, x_TE, delta_TE, weight_E, eps, tokens, size)
+        self.run("add_rms_norm", total_TE, out_TE, x_TE, delta_TE, weight_E, c_float(eps), tokens, size)
         return total_TE, out_TE
 
     def rotate(self, x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """:func:`swe_infer.llama.rope.rotate`. The heads of a token must be contiguous."""
         tokens, heads, head_dim = x_THD.shape
         out_THD = torch.empty((tokens, heads, head_dim), dtype=x_THD.dtype)
-        self._run("rotate", out_THD, x_THD, x_THD.stride(0), cos_T1D, sin_T1D, tokens, heads, head_dim)
+        self.run("rotate", out_THD, x_THD, x_THD.stride(0), cos_T1D, sin_T1D, tokens, heads, head_dim)
         return out_THD
-
-    def silu_mul(self, gate_up_TI: Tensor) -> Tensor:
-        """Return ``silu`` of the first half of the columns times the second half."""
-        tokens, size = len(gate_up_TI), gate_up_TI.shape[1] // 2
-        out_TI = torch.empty((tokens, size), dtype=gate_up_TI.dtype)
-        self._run("silu_mul", out_TI, gate_up_TI, tokens, size)
-        return out_TI
 
     def can_pack(self, outputs: int, inputs: int, gated: bool = False) -> bool:
         """Whether :meth:`pack` supports a weight of this shape."""
         return inputs % TILE_DEPTH[self.dtype] == 0 and not (gated and outputs % (2 * _TILE_WIDTH))
 
     def pack(self, weight_OI: Tensor, gated: bool = False, arena: Arena | None = None) -> PackedWeight:
-        """Return a packed copy of a weight, allocated from ``arena`` if given."""
+        """Return a packed copy of a weight, allocated from ``arena`` if given; ``tiles.h`` and ``linear.h`` describe
+        the layout."""
         outputs, inputs = weight_OI.shape
-        found = self.compiled.packed_type(weight_OI.data_ptr(), weight_OI.numel(), torch.get_num_threads())
-        dtype = _PACKED_TYPES[found] if self.dtype == torch.float32 else self.dtype
-        if inputs % TILE_DEPTH[dtype]:
-            dtype = self.dtype
-        data = (arena or Arena()).empty(self.compiled.packed_size(outputs, inputs), dtype)
-        packed = PackedWeight(data, outputs, inputs, gated)
-        self._run("pack", data, weight_OI, outputs, inputs, int(gated), packed.code)
+        narrower = _PACKED_TYPES[1:] if self.dtype == torch.float32 else ()
+        fitting = (dtype for dtype in narrower if inputs % TILE_DEPTH[dtype] == 0 and _fits(weight_OI, dtype))
+        dtype = next(fitting, self.dtype)
+        padding = -outputs % (2 * _TILE_WIDTH)
+        if padding:
+            weight_OI = functional.pad(weight_OI, (0, 0, 0, padding))
+        tiles = (outputs + padding) // _TILE_WIDTH
+        packed = PackedWeight((arena or Arena()).empty(tiles * _TILE_WIDTH * inputs, dtype), outputs, inputs, gated)
+        halves, pairs = (2, tiles // 2) if gated else (1, tiles)  # tiles of gates alternate with those of values
+        grain = packed.tiles.shape[-1]
+        from_PHWLG = weight_OI.reshape(halves, pairs, _TILE_WIDTH, inputs // grain, grain).transpose(0, 1)
+        packed.tiles.view(pairs, halves, inputs // grain, _TILE_WIDTH, grain).copy_(from_PHWLG.transpose(2, 3))
         return packed
 
     def unpack(self, weight: PackedWeight, rows_T: Tensor) -> Tensor:
-        """Return rows of a weight that is not gated, unpacked: an embedding lookup. ``rows_T`` is int64."""
-        rows_T = rows_T.contiguous()
-        out_TI = torch.empty((len(rows_T), weight.inputs), dtype=self.dtype)
-        self._run("unpack", out_TI, weight.data, rows_T, len(rows_T), weight.inputs, weight.code)
-        return out_TI
+        """Return rows of a weight that is not gated, unpacked: an embedding lookup."""
+        rows = weight.tiles[rows_T // _TILE_WIDTH, :, rows_T % _TILE_WIDTH]
+        return rows.to(self.dtype).view(len(rows_T), weight.inputs)
 
     def linear(self, x: Tensor, weight: PackedWeight, bias_O: Tensor | None) -> Tensor:
         """Return ``x W^T + b`` over the last dimension, or half as many gated values."""
         x = x.contiguous()
         columns = weight.outputs // 2 if weight.gated else weight.outputs
         out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
-        rows, shape = math.prod(x.shape[:-1]), (weight.outputs, weight.inputs, int(weight.gated), weight.code)
-        self._run("linear", out, x, weight.data, bias_O, rows, *shape)
+        self.run("linear", out, x, math.prod(x.shape[:-1]), words(*weight.members(bias_O)))
         return out
 
     def write_cache(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, places_T: Tensor) -> None:
@@ -188,7 +192,7 @@ class Kernels:
         """
         tokens, kv_heads, head_dim = k_TKD.shape
         k, v = (k_TKD, k_TKD.stride(0)), (v_TKD, v_TKD.stride(0))
-        self._run("write_cache", k_pool, v_pool, *k, *v, places_T, tokens, kv_heads, head_dim)
+        self.run("write_cache", k_pool, v_pool, *k, *v, places_T, tokens, kv_heads, head_dim)
 
     def attend(
         self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, units: Units, window: int | None = None
@@ -204,9 +208,15 @@ class Kernels:
             out_THD[len(units.tokens) :] = 0
         window = _NO_WINDOW if window is None else min(window, _NO_WINDOW)
         shape = heads, k_pool.shape[1], head_dim, window
-        work = units.units, len(units.units), units.tokens, units.visible, units.segments, units.tables
-        self._run("attend", out_THD, q_THD, q_THD.stride(0), k_pool, v_pool, *shape, *work)
+        self.run("attend", words(out_THD, q_THD, q_THD.stride(0), k_pool, v_pool, *shape, *units.members()))
         return out_THD
+
+
+def _fits(weight_OI: Tensor, dtype: torch.dtype) -> bool:
+    """Whether ``dtype`` represents each element exactly."""
+    step = max(1, _CHECKED_ELEMENTS // weight_OI.shape[1])
+    chunks = (weight_OI[start : start + step] for start in range(0, len(weight_OI), step))
+    return all(torch.equal(chunk_OI.to(dtype).to(chunk_OI.dtype), chunk_OI) for chunk_OI in chunks)
 
 
 @cache

@@ -9,67 +9,35 @@ Shape suffixes as in :mod:`swe_infer.llama.model`.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_float
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from swe_infer.llama.large_pages import zeros
-from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units
-
-
-class LayersShape(ctypes.Structure):
-    """Dimensions shared by all layers; see ``layers.cpp``."""
-
-    _fields_ = (
-        ("layers", c_int32),
-        ("hidden", c_int32),
-        ("inner", c_int32),
-        ("heads", c_int32),
-        ("kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("eps", c_float),
-    )
-
-
-class _Weight(ctypes.Structure):
-    _fields_ = (("packed", c_void_p), ("bias", c_void_p), ("type", c_int32))
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("input_norm", c_void_p),
-        ("post_norm", c_void_p),
-        ("qkv", _Weight),
-        ("o", _Weight),
-        ("gate_up", _Weight),
-        ("down", _Weight),
-    )
-
-
-class _StepArgs(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "delta", "scratch", "cos", "sin", "keys", "values")),
-        ("pool", c_int64),
-        *((name, c_void_p) for name in ("places", "units", "tokens", "visible", "segments", "tables")),
-        *((name, c_int32) for name in ("rows", "attended_rows", "count", "threads")),
-    )
+from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units, words
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """Weights of one layer: norms, and packed weight and bias of each product. ``gate_up`` is gated and has no
-    bias."""
+    """Weights of one layer.
+
+    Args:
+        products: packed weight and bias of ``qkv``, ``o``, ``gate_up`` (gated) and ``down``.
+    """
 
     input_norm_E: Tensor
     post_norm_E: Tensor
-    qkv: tuple[PackedWeight, Tensor | None]
-    o: tuple[PackedWeight, Tensor | None]
-    gate_up: PackedWeight
-    down: tuple[PackedWeight, Tensor | None]
+    products: Sequence[tuple[PackedWeight, Tensor | None]]
+
+    def members(self) -> list[Tensor | int | None]:
+        """``Layer`` of the C++ sources."""
+        members: list[Tensor | int | None] = [self.input_norm_E, self.post_norm_E]
+        for weight, bias_O in self.products:
+            members += weight.members(bias_O)
+        return members
 
 
 class Layers:
@@ -77,13 +45,20 @@ class Layers:
 
     Args:
         weights: of each layer; their addresses must not change.
+        heads: numbers of query heads and of key-value heads.
     """
 
-    def __init__(self, kernels: Kernels, shape: LayersShape, weights: Sequence[LayerWeights]) -> None:
-        self._compiled = kernels.compiled
-        self._shape = shape
+    def __init__(
+        self, kernels: Kernels, weights: Sequence[LayerWeights], heads: tuple[int, int], head_dim: int, eps: float
+    ) -> None:
+        self._kernels = kernels
         self._weights = weights
-        self._layers = (_Layer * len(weights))(*map(_layer, weights))
+        self._layers = words(*[member for layer in weights for member in layer.members()])
+        self._shape = len(weights), *heads, head_dim
+        self._eps = c_float(eps)
+        qkv, o, gate_up, _ = (weight.outputs for weight, _ in weights[0].products)
+        # The normed and the attended rows, queries with keys before and after rotation, values, and the inner rows.
+        self._scratch_row = o + qkv + sum(heads) * head_dim + heads[0] * head_dim + gate_up // 2
         self._scratch = torch.empty(0, dtype=kernels.dtype)
 
     def __call__(
@@ -101,46 +76,12 @@ class Layers:
             k_pools, v_pools: of each layer, evenly spaced in memory.
         """
         rows = len(x_TE)
+        if len(self._scratch) < rows * self._scratch_row:
+            self._scratch = zeros([rows * self._scratch_row], x_TE.dtype)
         delta_TE = torch.empty_like(x_TE)
-        needed = self._compiled.layers_scratch_size(ctypes.byref(self._shape), rows)
-        if len(self._scratch) < needed:
-            self._scratch = zeros([needed], x_TE.dtype)
-        cos_T1D, sin_T1D = cos_sin
         following = k_pools[1] if len(k_pools) > 1 else k_pools[0]
-        step = _StepArgs(
-            x=x_TE.data_ptr(),
-            delta=delta_TE.data_ptr(),
-            scratch=self._scratch.data_ptr(),
-            cos=cos_T1D.data_ptr(),
-            sin=sin_T1D.data_ptr(),
-            keys=k_pools[0].data_ptr(),
-            values=v_pools[0].data_ptr(),
-            pool=(following.data_ptr() - k_pools[0].data_ptr()) // x_TE.itemsize,
-            places=places_T.data_ptr(),
-            units=units.units.data_ptr(),
-            tokens=units.tokens.data_ptr(),
-            visible=units.visible.data_ptr(),
-            segments=units.segments.data_ptr(),
-            tables=units.tables.data_ptr(),
-            rows=rows,
-            attended_rows=len(units.tokens),
-            count=len(units.units),
-            threads=torch.get_num_threads(),
-        )
-        self._compiled.run_layers(ctypes.byref(self._shape), self._layers, ctypes.byref(step))
+        pool = (following.data_ptr() - k_pools[0].data_ptr()) // x_TE.itemsize
+        tensors = x_TE, delta_TE, self._scratch, *cos_sin, k_pools[0], v_pools[0], pool, places_T
+        step = words(*tensors, rows, len(units.tokens), *units.members(), *self._shape)
+        self._kernels.run("run_layers", step, self._layers, self._eps)
         return x_TE, delta_TE
-
-
-def _layer(weights: LayerWeights) -> _Layer:
-    return _Layer(
-        weights.input_norm_E.data_ptr(),
-        weights.post_norm_E.data_ptr(),
-        _weight(*weights.qkv),
-        _weight(*weights.o),
-        _weight(weights.gate_up, None),
-        _weight(*weights.down),
-    )
-
-
-def _weight(packed: PackedWeight, bias: Tensor | None) -> _Weight:
-    return _Weight(packed.data.data_ptr(), None if bias is None else bias.data_ptr(), packed.code)

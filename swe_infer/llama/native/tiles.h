@@ -1,27 +1,29 @@
 // Products of tiles. Elements are float, or bfloat16 if BFLOAT16 is defined.
 //
-// A is read in place, row by row. B is stored in tiles of 16 columns. A tile of floats or float16 is 16 lines deep, and a
-// line has one element of each column. A tile of bfloat16 is 32 deep, and a line has a pair: line i has elements 2i and
-// 2i+1 (the order of TDPBF16PS in Intel's instruction set reference). Each element of C is summed over the depth in one
-// order for any number of rows, so a row's bits never depend on the batch.
+// A is read in place, row by row. B is stored in tiles of 16 columns. A tile of floats or float16 is 16 lines deep, and
+// a line has one element of each column. A tile of bfloat16 is 32 deep, and a line has a pair: line i has elements 2i
+// and 2i+1 (the order of TDPBF16PS in Intel's instruction set reference). Each element of C is summed over the depth in
+// one order for any number of rows, so a row's bits never depend on the batch.
 //
-// B may be bfloat16 or float16 while A is float. AMX then reads A as the sum of three bfloat16 matrices, which is exact.
+// B may be bfloat16 or float16 while A is float. AMX then reads A as the sum of three bfloat16 matrices, which is
+// exact.
 #pragma once
 
+#include <type_traits>
+
 #include "vector.h"
+
+#ifdef __AMX_BF16__
+#include "amx.h"
+#endif
 
 constexpr int MAX_ROWS = 32;  // rows of one product
 constexpr int FEW = 16;       // a product of up to this number is bound by memory
 
-template <typename T>
-constexpr int GRAIN_OF = 1;
-template <>
-constexpr int GRAIN_OF<bfloat16> = 2;
-
 // Memory layout of a tile of T.
 template <typename T>
 struct TileLayout {
-    static constexpr int GRAIN = GRAIN_OF<T>;  // adjacent elements of the depth
+    static constexpr int GRAIN = std::is_same_v<T, bfloat16> ? 2 : 1;  // adjacent elements of the depth
     static constexpr int DEPTH = 16 * GRAIN;
     static constexpr int TILE = DEPTH * WIDTH;  // elements
 
@@ -31,27 +33,29 @@ struct TileLayout {
     }
 };
 
-#ifdef __AMX_BF16__
-#include "amx.h"
-#endif
+// Threads for `work` multiplications: one for little work, since waking and joining threads would take longer.
+INLINE int thread_count(int64_t threads, int64_t work) {
+    constexpr int64_t MIN_WORK = 1 << 18;
+    return work < MIN_WORK ? 1 : (int)threads;
+}
 
 #ifdef BFLOAT16
-INLINE void accumulate(Part& sum, Part pair, Part line) {
+INLINE void accumulate(Vector& sum, Vector pair, Vector line) {
     sum = _mm512_dpbf16_ps(sum, (__m512bh)pair, (__m512bh)line);
 }
 
-INLINE Part value(const bfloat16* x, int) {
+INLINE Vector value(const bfloat16* x, int) {
     int32_t pair;
     memcpy(&pair, x, sizeof pair);
-    return (Part)_mm512_set1_epi32(pair);
+    return (Vector)_mm512_set1_epi32(pair);
 }
 
-INLINE Part line_part(const bfloat16* line, int) {
-    return (Part)*(const UnalignedBits*)line;
+INLINE Vector line_part(const bfloat16* line, int) {
+    return (Vector) * (const UnalignedBits*)line;
 }
 #else
 // sum += a b. Spelled out, since GCC would move the sums of a product through memory.
-INLINE void accumulate(Part& sum, Part a, Part b) {
+INLINE void accumulate(Vector& sum, Vector a, Vector b) {
 #if LANES == 8 && defined(__FMA__) || LANES == 16 && defined(__AVX512F__)
     __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #else
@@ -59,19 +63,19 @@ INLINE void accumulate(Part& sum, Part a, Part b) {
 #endif
 }
 
-INLINE Part value(const float* x, int step) {
-    return x[step] - Part{};
+INLINE Vector value(const float* x, int step) {
+    return splat(x[step]);
 }
 
 // Element `step` of the depth in a line.
 template <typename T>
-INLINE Part line_part(const T* line, int) {
-    return load_part(line);
+INLINE Vector line_part(const T* line, int) {
+    return load(line);
 }
 
-INLINE Part line_part(const bfloat16* line, int step) {
+INLINE Vector line_part(const bfloat16* line, int step) {
     const Bits pairs = *(const UnalignedBits*)line;
-    return (Part)(step ? pairs & 0xffff0000u : pairs << 16);
+    return (Vector)(step ? pairs & 0xffff0000u : pairs << 16);
 }
 #endif
 
@@ -112,7 +116,7 @@ private:
 
     template <int ROWS>
     void panel(int row) const {
-        constexpr bool WIDE = LANES == 16 || ROWS + Layout::GRAIN <= 4;
+        constexpr bool WIDE = LANES == 16 || ROWS <= 2;  // the sums of both halves fit in registers
         if (WIDE && second) return block<ROWS, WIDE ? 2 * PARTS : PARTS>(row, 0);
         for (int half = 0; half < (second ? 2 : 1); half++) block<ROWS, PARTS>(row, half);
     }
@@ -121,9 +125,9 @@ private:
     template <int ROWS, int VECTORS>
     void block(int row, int half) const {
         float* to = c + row * c_row + half * WIDTH;
-        Part sums[ROWS][VECTORS];
+        Vector sums[ROWS][VECTORS];
         for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < VECTORS; j++) sums[r][j] = zero_init ? Part{} : load_part(to + r * c_row + j * LANES);
+            for (int j = 0; j < VECTORS; j++) sums[r][j] = zero_init ? Vector{} : load(to + r * c_row + j * LANES);
         for (int i = 0; i < chunks; i++)
             for (int depth = 0; depth < Layout::DEPTH; depth += Layout::GRAIN) {
                 const T* line = b[i] + half * second + depth * WIDTH;
@@ -131,28 +135,17 @@ private:
                 for (int j = 0; ahead && j < VECTORS; j += PARTS)
                     __builtin_prefetch(ahead + i * Layout::TILE + depth * WIDTH + (half + j / PARTS) * second);
                 for (int step = 0; step < STEPS; step++) {
-                    const auto column = [&](int j) {
-                        return line_part(line + j / PARTS * second + j % PARTS * LANES * Layout::GRAIN, step);
-                    };
-                    if constexpr (ROWS < VECTORS) {  // the values of A need fewer registers
-                        Part values[ROWS];
-                        for (int r = 0; r < ROWS; r++) values[r] = value(x + r * a_row, step);
-                        for (int j = 0; j < VECTORS; j++) {
-                            const Part part = column(j);
-                            for (int r = 0; r < ROWS; r++) accumulate(sums[r][j], values[r], part);
-                        }
-                    } else {
-                        Part parts[VECTORS];
-                        for (int j = 0; j < VECTORS; j++) parts[j] = column(j);
-                        for (int r = 0; r < ROWS; r++) {
-                            const Part broadcast = value(x + r * a_row, step);
-                            for (int j = 0; j < VECTORS; j++) accumulate(sums[r][j], broadcast, parts[j]);
-                        }
+                    Vector columns[VECTORS];
+                    for (int j = 0; j < VECTORS; j++)
+                        columns[j] = line_part(line + j / PARTS * second + j % PARTS * LANES * Layout::GRAIN, step);
+                    for (int r = 0; r < ROWS; r++) {
+                        const Vector broadcast = value(x + r * a_row, step);
+                        for (int j = 0; j < VECTORS; j++) accumulate(sums[r][j], broadcast, columns[j]);
                     }
                 }
             }
         for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < VECTORS; j++) *(UnalignedPart*)(to + r * c_row + j * LANES) = sums[r][j];
+            for (int j = 0; j < VECTORS; j++) store(to + r * c_row + j * LANES, sums[r][j]);
     }
 };
 
@@ -174,6 +167,9 @@ private:
 struct Tiles {
     static constexpr bool MATRIX = false;
 
-    void multiply(const VectorProduct<element>& product, int rows) { product.multiply(rows); }
+    template <typename T>
+    void multiply(const VectorProduct<T>& product, int rows) {
+        product.multiply(rows);
+    }
 };
 #endif
