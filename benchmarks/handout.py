@@ -4,7 +4,7 @@
     python -m benchmarks.handout ray            # simulated engines in actors of Ray, real time and processor time
 
 Eight engines run 400 instances. *Shards*: each engine gets an eighth of them in advance, balanced by prompt tokens.
-*Routed*: all engines draw on one list, through :class:`RequestRouter`. Time is simulated, so results do not depend on
+*Routed*: all engines draw on one list, through :func:`choose_worker`. Time is simulated, so results do not depend on
 the machine: a step takes 20 ms, plus 0.1 ms per prompt token (at most 2,048) and 0.2 ms per decoding sequence. The
 routing is real.
 
@@ -19,6 +19,7 @@ fast as the driver allows, and prints the driver's processor time for an answer.
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import os
 import random
@@ -27,22 +28,25 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import cast
 
 from swe_infer.llama.cluster import RayCluster
-from swe_infer.llama.data_parallel import Report
-from swe_infer.llama.engine import EngineOptions
-from swe_infer.llama.ray_worker import EngineActor, ray_engines
-from swe_infer.llama.request_router import RequestRouter
+from swe_infer.llama.data_parallel import Worker, choose_worker
+from swe_infer.llama.engine import Engine, EngineOptions
+from swe_infer.llama.process_worker import serve_engine
 from swe_infer.llama.sequence import GenerationRequest, RequestOutput
+from swe_infer.llama.sequence import Sequence as EngineSequence
 from swe_infer.llama.stopping import StopParams
 from swe_infer.types import LlamaModel
 
 _ENGINES, _INSTANCES, _SEQUENCES, _BATCH = 8, 400, 16, 2048
+_OPTIONS = EngineOptions(max_batch_tokens=_BATCH, max_sequences=_SEQUENCES)
 _STEP_S, _PROMPT_TOKEN_S, _ANSWER_S = 0.02, 0.0001, 0.0002
 
 
 @dataclass(eq=False)
-class Engine:
+class TimedEngine:
     """An engine in simulated time. ``queue``: (request, prompt tokens left, whether new); ``running``: output tokens
     left."""
 
@@ -52,24 +56,23 @@ class Engine:
     busy_s: float = 0.0
     queue: deque[tuple[int, int, bool]] = field(default_factory=deque)
     running: dict[int, int] = field(default_factory=dict)
+    worker: Worker = field(default_factory=Worker)
 
     @property
     def has_work(self) -> bool:
         return bool(self.queue or self.running)
 
-    def step(self, lengths: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Run one step. Returns the requests that it started and finished."""
+    def step(self, lengths: Sequence[int]) -> list[int]:
+        """Run one step. Returns the requests that it finished."""
         finished = []
         for number in list(self.running):
             self.running[number] -= 1
             if not self.running[number]:
                 del self.running[number]
                 finished.append(number)
-        answered, budget, started = len(self.running) + len(finished), _BATCH, []
+        answered, budget = len(self.running) + len(finished), _BATCH
         while self.queue and budget and len(self.running) < _SEQUENCES:
-            number, left, is_new = self.queue.popleft()
-            if is_new:
-                started.append(number)
+            number, left, _ = self.queue.popleft()
             run = min(left, budget)
             budget -= run
             if left > run:
@@ -79,7 +82,7 @@ class Engine:
         spent = self.slowness * (_STEP_S + (_BATCH - budget) * _PROMPT_TOKEN_S + answered * _ANSWER_S)
         self.now += spent
         self.busy_s += spent
-        return started, finished
+        return finished
 
 
 def main() -> None:
@@ -92,18 +95,18 @@ def main() -> None:
     lengths = [min(2048, int(chance.lognormvariate(6, 0.8)) + 1) for _ in requests]
     long = [*lengths]
     long[_INSTANCES // 2] = 20_000
-    half = run(requests, lengths, [Engine() for _ in range(_ENGINES)], None)["wall_s"] / 2
+    half = run(requests, lengths, [TimedEngine() for _ in range(_ENGINES)], None)["wall_s"] / 2
     cases = {
-        "all_alike": (lengths, Engine()),
-        "one_half_as_fast": (lengths, Engine(slowness=2.0)),
-        "one_long_answer": (long, Engine()),
-        "one_lost_halfway": (lengths, Engine(lost_at=half)),
+        "all_alike": (lengths, TimedEngine()),
+        "one_half_as_fast": (lengths, TimedEngine(slowness=2.0)),
+        "one_long_answer": (long, TimedEngine()),
+        "one_lost_halfway": (lengths, TimedEngine(lost_at=half)),
     }
     found = {}
     for name, (outputs, first) in cases.items():
         both = {}
         for way, shard_lists in (("shards", shards(requests)), ("handed_out", None)):
-            engines = [Engine(first.slowness, first.lost_at), *(Engine() for _ in range(_ENGINES - 1))]
+            engines = [TimedEngine(first.slowness, first.lost_at), *(TimedEngine() for _ in range(_ENGINES - 1))]
             both[way] = run(requests, outputs, engines, shard_lists)
         found[name] = both
     print(json.dumps(found, indent=2))
@@ -123,83 +126,88 @@ def shards(requests: Sequence[GenerationRequest]) -> list[deque[GenerationReques
 def run(
     requests: Sequence[GenerationRequest],
     lengths: Sequence[int],
-    engines: list[Engine],
+    engines: list[TimedEngine],
     shard_lists: list[deque[GenerationRequest]] | None,
 ) -> dict[str, float]:
     """Run all requests. ``shard_lists``: the engines' shards; None: one list for all."""
-    lists = shard_lists if shard_lists is not None else [deque(requests)] * len(engines)
-    routers = [RequestRouter[int](_SEQUENCES, _BATCH) for _ in engines] if shard_lists is not None else []
-    shared: RequestRouter[int] = RequestRouter(_SEQUENCES, _BATCH)
-    router_of = routers if shard_lists is not None else [shared] * len(engines)
-    for place, router in enumerate(router_of):
-        router.add_worker(place)
-    alive, ends, finished = list(range(len(engines))), 0.0, 0
-    while alive:
-        for place in alive:
-            assign(lists[place], router_of[place], engines)
-        working = [place for place in alive if engines[place].has_work]
+    groups = [(deque(requests), list(engines))]
+    if shard_lists is not None:
+        groups = [(shard, [engine]) for shard, engine in zip(shard_lists, engines, strict=True)]
+    ends, answered = 0.0, 0
+    while True:
+        for waiting, group in groups:
+            assign(waiting, group)
+        working = [(engine, *each) for each in groups for engine in each[1] if engine.has_work]
         if not working:
             break
-        place = min(working, key=lambda n: engines[n].now)
-        engine, router = engines[place], router_of[place]
+        engine, waiting, group = min(working, key=lambda each: each[0].now)
         if engine.now >= engine.lost_at:
-            alive.remove(place)
-            lists[place].extendleft(router.remove_worker(place))
+            group.remove(engine)
+            waiting.extendleft(engine.worker.outstanding.values())
             continue
-        started, done = engine.step(lengths)
-        router.mark_started(place, map(str, started))
-        for number in done:
-            router.mark_done(place, str(number))
-        finished += len(done)
-        ends = max(ends, engine.now if done else 0.0)
+        finished = engine.step(lengths)
+        engine.worker.keep_queued(sum(is_new for _, _, is_new in engine.queue))
+        for number in finished:
+            del engine.worker.outstanding[str(number)]
+        answered += len(finished)
+        ends = max(ends, engine.now if finished else 0.0)
     available = sum(min(ends, engine.lost_at) for engine in engines)
     busy = sum(min(engine.busy_s, engine.lost_at) for engine in engines)
-    return {"wall_s": round(ends, 1), "idle": round(max(0.0, 1 - busy / available), 3), "answered": finished}
+    return {"wall_s": round(ends, 1), "idle": round(max(0.0, 1 - busy / available), 3), "answered": answered}
 
 
-def assign(waiting: deque[GenerationRequest], router: RequestRouter[int], engines: list[Engine]) -> None:
+def assign(waiting: deque[GenerationRequest], engines: Sequence[TimedEngine]) -> None:
     """Assign requests while engines have capacity. An idle engine resumes at the time of the others."""
     now = min((engine.now for engine in engines if engine.has_work), default=0.0)
-    while waiting and (place := router.choose(waiting[0])) is not None:
-        request = waiting.popleft()
-        router.assign(request, place)
-        if not engines[place].has_work:
-            engines[place].now = max(engines[place].now, now)
-        engines[place].queue.append((int(str(request.key)), len(request.prompt_ids), True))
+    workers = [engine.worker for engine in engines]
+    while waiting and (worker := choose_worker(workers, waiting[0], _OPTIONS)) is not None:
+        request, engine = waiting.popleft(), engines[workers.index(worker)]
+        worker.assign(request, request.key)
+        worker.commands.clear()  # they are sent at once
+        if not engine.has_work:
+            engine.now = max(engine.now, now)
+        engine.queue.append((int(str(request.key)), len(request.prompt_ids), True))
 
 
-class SimulatedActor(EngineActor):
+def simulated_server(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
     """Answers each request after half a second to a second and a half, in steps of 20 ms."""
+    serve_engine(pipe, cast(Engine, SimulatedEngine()))
 
-    def run(self, start: int) -> Iterator[str | Report]:
-        self._start = start
-        yield f"simulated engine, process {os.getpid()}"
-        figures = {"running": 0.0, "forward_passes": 0.0}
-        yield Report(figures)
-        due: list[tuple[float, int, GenerationRequest]] = []
-        count = 0
-        while True:
-            report = Report(figures)
-            while (command := self._receive(not due)) is not None:
-                for request, _ in command[1] if command[0] == "add" else ():
-                    count += 1
-                    heapq.heappush(due, (time.monotonic() + random.uniform(0.5, 1.5), count, request))
-                    report.started.append(request.key)
-            time.sleep(_STEP_S)
-            while due and due[0][0] <= time.monotonic():
-                bare = GenerationRequest(heapq.heappop(due)[2].key, (), StopParams(0))
-                ids = tuple(range(1000, 2000))
-                report.answers.append(RequestOutput(bare, ids, "x" * 4000, "stop", 0, 1000, 0, 0, 0, 0.1, 1.0))
-            if report.started or report.answers:
-                yield report
+
+class SimulatedEngine:
+    """What :func:`serve_engine` needs of an engine."""
+
+    def __init__(self) -> None:
+        self.scheduler = self
+        self.waiting: list[EngineSequence] = []
+        self._due: list[tuple[float, int, GenerationRequest]] = []
+        self._count = itertools.count()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._due)
+
+    def add_request(self, request: GenerationRequest) -> None:
+        heapq.heappush(self._due, (time.monotonic() + random.uniform(0.5, 1.5), next(self._count), request))
+
+    def step(self) -> Iterator[RequestOutput]:
+        time.sleep(_STEP_S)
+        while self._due and self._due[0][0] <= time.monotonic():
+            request, ids = heapq.heappop(self._due)[2], tuple(range(1000, 2000))
+            yield RequestOutput(request, ids, "x" * 4000, "stop", 0, 1000, 0, 0, 0, 0.1, 1.0)
+
+    def figures(self) -> dict[str, float]:
+        return {"running": 0.0, "forward_passes": 0.0}
 
 
 def measure_driver(count: int = 10_000, engines: int = 8) -> None:
+    from swe_infer.llama.ray_worker import ray_engines
+
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ADDRESS"] = "local"
     model = LlamaModel(path="package://swe_infer.sample/tiny_llama", device="cpu")
     options = EngineOptions(max_batch_tokens=65_536, max_sequences=128, workers=engines)
-    group = ray_engines(RayCluster(cpus=0.1), model, options, SimulatedActor)
+    group = ray_engines(RayCluster(cpus=0.1), model, options, simulated_server)
     prompts = [(number, *range(11_999)) for number in range(200)]
     requests = (GenerationRequest(n, prompts[n % 200], StopParams(1000)) for n in range(count))
     while len(group.workers) < engines:

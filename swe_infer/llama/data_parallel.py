@@ -2,42 +2,43 @@
 
 The parent tokenizes prompts and routes requests to engines, which run in local processes
 (:mod:`swe_infer.llama.process_worker`) or in actors of a Ray cluster (:mod:`swe_infer.llama.ray_worker`). An engine
-that ends or hangs is started again, and its requests go to those that are ready. Each assignment of a request has its
-own number, so that late answers are dropped.
+gets only requests that it can start soon: those it runs, and queued prompts for about its next steps. All others wait
+here for the first engine with capacity, so that a slow engine delays nothing that another could do.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import pickle
+import queue
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pickle import PicklingError
+from math import inf
 from typing import Any, TypeAlias
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.config import read_config, read_generation_defaults
+from swe_infer.llama.drafting import DraftSource
 from swe_infer.llama.engine import EngineOptions, end_tokens
 from swe_infer.llama.hub import snapshot_directory
-from swe_infer.llama.request_router import RequestRouter
 from swe_infer.llama.sequence import GenerationRequest, RequestOutput
 from swe_infer.llama.stats import merged_figures
 from swe_infer.llama.tokenizer import LlamaTokenizer
+from swe_infer.ray_connection import ray_error_line
 from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
 
-MAX_REQUEST_LOSSES = 4
-"""Lost engines after which a request fails."""
-_ALONE_AFTER = 2
-"""Lost engines after which a request has an engine to itself, so that it fails alone if it ends engines."""
-MAX_RESTARTS = 8
-"""Maximum of restarts of an engine without an answer in between."""
-_LOAD_TIMEOUT = 10
-"""Time to load an engine, in stall timeouts."""
+MAX_REQUEST_LOSSES = 4  # after which it fails; after half of them it has an engine to itself, so that it fails alone
+MAX_RESTARTS = 8  # of an engine without an answer in between
+_LOAD_TIMEOUT = 10  # in stall timeouts
+_STEPS_AHEAD = 2  # for which an engine queues prompts: while one runs, the next is in transit
+_POLL_S, _NEW_WORKERS_INTERVAL_S = 0.2, 5.0
 
 OnRejected: TypeAlias = Callable[[GenerationRequest, Exception], None]
 
@@ -48,55 +49,87 @@ class WorkerDied(SweInferError):
 
 @dataclass(slots=True)
 class Report:
-    """What an engine reports: that it has loaded, the results of steps, or the error that ends it.
+    """What an engine has done since its last report. Requests dropped after a stop have the result None."""
 
-    Args:
-        started: keys of requests.
-        answers: with requests that have a key alone.
-        rejected: keys of requests that cannot run, or that were dropped after a stop (None).
-    """
-
+    results: list[tuple[Hashable, RequestOutput | Exception | None]] = field(default_factory=list)
+    unstarted: int = 0  # number of requests that it has not started
     figures: Mapping[str, float] = field(default_factory=dict)
-    started: list[Hashable] = field(default_factory=list)
-    answers: list[RequestOutput] = field(default_factory=list)
-    rejected: list[tuple[Hashable, Exception | None]] = field(default_factory=list)
-    error: SweInferError | None = None
 
 
 class Worker:
-    """The parent's handle of one engine, which subclasses run. ``name`` is a readable location."""
+    """The parent's handle of one engine. A thread waits for the engine, which subclasses run."""
 
     name = "an engine"
+    ready = False  # whether it has loaded
+    answered = False  # whether it has answered any request
+    losses = 0  # since its last answer
+    waits = True  # whether its thread waits for it, since waited_s and for timeout_s at most
+    waited_s, timeout_s = 0.0, inf
     figures: Mapping[str, float] | None = None
-    losses = 0  # since the last answer
-    answered = False
-    placed = True  # whether it has a process
-    silent_s = 0.0  # without a report while it loads or has requests
-    error: Exception | None = None  # why it was killed
 
-    def start(self) -> None:
-        """Start the engine, at first and after it was reported as lost."""
-        raise NotImplementedError
+    start: Callable[[], str]  # starts it in a new process, and returns its name once the process exists
+    call: Callable[[bytes], bytes]  # sends commands to process_worker.serve there; any error means that it ended
+    kill: Callable[[bool], None]  # ends the process, even if it hangs, and for good unless the argument is True
 
-    def send(self, kind: str, content: Any = None) -> None:
-        """Send a command of :func:`swe_infer.llama.process_worker.serve`, without waiting for the engine."""
-        raise NotImplementedError
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.clear()
 
-    def kill(self) -> None:
-        """End the engine, even if it hangs. It is then reported as lost."""
-        raise NotImplementedError
+    def run(self, replies: queue.SimpleQueue[tuple[Worker, Any]], stall_timeout_s: float) -> None:
+        """Start the engine and pass calls on. An empty call starts it again."""
+        while True:
+            try:
+                self.name = self.start()
+                self.waited_s, self.timeout_s = 0.0, _LOAD_TIMEOUT * stall_timeout_s
+                commands = pickle.dumps([])
+                while commands:
+                    replies.put((self, pickle.loads(self.call(commands))))
+                    commands = self.calls.get()
+            except Exception as error:  # noqa: BLE001 - other engines continue
+                replies.put((self, WorkerDied(ray_error_line(error))))
+                self.calls.get()
 
-    def close(self) -> None:
-        """End the engine for good."""
-        raise NotImplementedError
+    def clear(self) -> None:
+        """Forget all requests."""
+        self.outstanding: dict[Hashable, GenerationRequest] = {}
+        self.queued: deque[int] = deque()  # prompt tokens of the last requests, which it has not started
+        self.alone = False  # whether its request must not share it
+        self.prompt: tuple[int, ...] = ()  # the last one
+        self.source: DraftSource | None = None  # the last one that was sent
+        self.commands: list[tuple[str, Any]] = []  # of the next call
+
+    def assign(self, request: GenerationRequest, key: Hashable, *, alone: bool = False) -> None:
+        """Assign ``request``. Samples of a prompt share a source, which is sent once."""
+        self.outstanding[key] = request
+        self.queued.append(1 if self.prompt == request.prompt_ids else len(request.prompt_ids))
+        source = request.source if request.uses_source and request.source is not self.source else None
+        self.alone, self.prompt, self.source = alone, request.prompt_ids, source or self.source
+        self.commands.append(("add", (replace(request.without_source(), key=key), source)))
+
+    def keep_queued(self, unstarted: int) -> None:
+        """Update the queue from a report, which does not cover the commands of the next call."""
+        while len(self.queued) > unstarted + len(self.commands):
+            self.queued.popleft()
+
+
+def choose_worker(workers: Sequence[Worker], request: GenerationRequest, options: EngineOptions) -> Worker | None:
+    """Return the worker for ``request``; None if none has capacity yet.
+
+    Samples of a prompt go to the worker of the first one, whose prefix cache has the prompt, unless that worker is
+    full while another is idle. Otherwise the worker with the fewest requests is chosen.
+    """
+    free = [w for w in workers if len(w.outstanding) < (1 if w.alone else options.max_sequences)]
+    if same_prompt := [worker for worker in workers if worker.prompt == request.prompt_ids]:
+        return next((w for w in free if w in same_prompt or not w.outstanding), None)
+    free = [worker for worker in free if sum(worker.queued) < _STEPS_AHEAD * options.max_batch_tokens]
+    return min(free, key=lambda worker: len(worker.outstanding), default=None)
 
 
 class DataParallelEngine:
     """Several engines as one. It is ready when the first one is; the others join.
 
     Args:
-        new_workers: called before each poll; returns started workers to add.
-        poll: returns reports of workers, or why they are lost, after a short timeout at most.
+        new_workers: called every few seconds; returns workers to add.
 
     Raises:
         CheckpointError, ConfigError: from ``Engine.load`` in the first worker that reported.
@@ -104,23 +137,18 @@ class DataParallelEngine:
     """
 
     def __init__(
-        self,
-        model: LlamaModel,
-        options: EngineOptions,
-        new_workers: Callable[[], Iterable[Any]],
-        poll: Callable[[Sequence[Any]], Iterable[tuple[Any, Report | WorkerDied]]],
+        self, model: LlamaModel, options: EngineOptions, new_workers: Callable[[], Iterable[Worker]]
     ) -> None:
         self.options = options
-        self.usable = True
-        """Whether each engine runs or is being started."""
-        self._new_workers, self._poll_workers = new_workers, poll
+        self.usable = True  # whether each engine runs or is being started
+        self._new_workers = new_workers
         self._all: list[Worker] = []
-        self._router: RequestRouter[Worker] = RequestRouter(options.max_sequences, options.max_batch_tokens)
+        self._replies: queue.SimpleQueue[tuple[Worker, Report | SweInferError]] = queue.SimpleQueue()
         self._losses: Counter[Hashable] = Counter()
         self._waiting: deque[GenerationRequest] = deque()
         self._alone: deque[GenerationRequest] = deque()
         self._numbers = itertools.count()
-        self._polled = 0.0
+        self._polled = self._look_at = 0.0
         try:
             directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
             config = read_config(directory)
@@ -134,125 +162,140 @@ class DataParallelEngine:
             self.close()
             raise
 
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers that are ready."""
+        return [worker for worker in self._all if worker.ready]
+
     def generate(
         self, requests: Iterable[GenerationRequest], on_rejected: OnRejected, stop: threading.Event | None = None
     ) -> Iterator[RequestOutput]:
         """See :meth:`Engine.generate`. Outputs come in the order of completion.
 
         Raises:
+            ConfigError: a drafter cannot be sent to an engine.
             WorkerDied: no engine is left.
         """
-        self._clear_requests()
+        self.abandon()
         source, stopped = iter(requests), False
+        answers: list[RequestOutput] = []
         while True:
-            if stop is not None and stop.is_set() and not stopped:
-                stopped = True
-                self._send_all("stop")
+            if not stopped and (stopped := stop is not None and stop.is_set()):
+                for worker in self.workers:
+                    worker.commands.append(("stop", None))
             if not stopped:
                 self._assign_requests(source)
-            if not self._router.busy_workers() and (stopped or not (self._waiting or self._alone)):
+            self._send_commands()
+            if answers:  # engines work while the caller handles these
+                yield from answers
+                answers = []
+            elif any(worker.outstanding for worker in self._all) or (not stopped and (self._waiting or self._alone)):
+                answers = self._poll(on_rejected)
+            else:
                 return
-            yield from self._poll(on_rejected)
 
     def _assign_requests(self, source: Iterator[GenerationRequest]) -> None:
-        """Assign requests while workers have capacity. Raises ConfigError if a drafter cannot be pickled.
-
-        Those that must be alone run when no other waits, so that no engine idles for them, and first on an engine
-        that was lost: each new batch could end it again.
-        """
-        batches: dict[Worker, list[tuple[GenerationRequest, Any]]] = {}
+        """Assign requests while workers have capacity. Those that must be alone run on an idle engine that works, and
+        else when no other request waits."""
+        workers = self.workers
         while True:
             if not self._waiting and (request := next(source, None)) is not None:
                 self._waiting.append(request)
-            idle = (worker for worker, state in self._router.workers.items() if not state.outstanding)
-            restarted = any(worker.losses and worker.answered for worker in idle)
-            alone = bool(self._alone) and (restarted or not self._waiting)
-            queue = self._alone if alone else self._waiting
-            if not queue or (chosen := self._router.choose(queue[0], alone=alone)) is None:
-                break
-            request = queue.popleft()
-            request = replace(request, key=(next(self._numbers), request.key))
-            source_needed = self._router.assign(request, chosen, alone=alone)
-            message = request.without_source(), request.source if source_needed else None
-            batches.setdefault(chosen, []).append(message)
-        for worker, batch in batches.items():
-            try:
-                worker.send("add", batch)
-            except (AttributeError, TypeError, PicklingError) as error:
-                raise ConfigError(
-                    f"decoding.drafter: several engines need one that can be pickled: {error}"
-                ) from error
+            idle = [worker for worker in workers if not worker.outstanding]
+            worker = max(idle, key=lambda each: each.answered, default=None)
+            alone = bool(self._alone and worker and (worker.answered or not self._waiting))
+            waiting = self._alone if alone else self._waiting
+            if not alone:
+                worker = choose_worker(workers, waiting[0], self.options) if waiting else None
+            if worker is None:
+                return
+            request = waiting.popleft()
+            worker.assign(request, (next(self._numbers), request.key), alone=alone)  # late answers have other numbers
+
+    def _send_commands(self) -> None:
+        """Call workers. Raises ConfigError if a drafter cannot be pickled."""
+        for worker in self._all:
+            if not worker.waits and (worker.commands or worker.outstanding):
+                commands, worker.commands = worker.commands, []
+                try:
+                    worker.calls.put(pickle.dumps(commands))
+                except (AttributeError, TypeError, pickle.PicklingError) as error:
+                    raise ConfigError(
+                        f"decoding.drafter: several engines need one that can be pickled: {error}"
+                    ) from error
+                worker.waits, worker.waited_s, worker.timeout_s = True, 0.0, self.options.stall_timeout_s
 
     def _poll(self, on_rejected: OnRejected) -> list[RequestOutput]:
-        """Handle the reports of workers. Returns the answers."""
-        self._all += self._new_workers()
+        """Handle the reports of workers, after a short timeout at most. Returns the answers."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _NEW_WORKERS_INTERVAL_S
+            for worker in self._new_workers():
+                self._all.append(worker)
+                arguments = (self._replies, self.options.stall_timeout_s)
+                threading.Thread(target=worker.run, args=arguments, daemon=True).start()
         answers: list[RequestOutput] = []
-        for worker, report in self._poll_workers(self._all):
-            worker.silent_s = 0.0
-            if isinstance(report, WorkerDied):
-                self._handle_loss(worker, WorkerDied(f"{worker.name}: {worker.error or report}"), on_rejected)
-            elif report.error is None:
-                answers += self._handle_report(worker, report, on_rejected)
-            else:
-                if isinstance(report.error, ConfigError):
-                    if not self.workers and not any(each.answered for each in self._all):
-                        raise report.error
-                    worker.losses = MAX_RESTARTS  # it would fail again
-                worker.error = report.error
-                worker.kill()
-        self._kill_hung_workers()
-        return answers
-
-    def _kill_hung_workers(self) -> None:
+        with suppress(queue.Empty):
+            worker, reply = self._replies.get(timeout=_POLL_S)
+            while True:
+                worker.waits, worker.timeout_s = False, inf
+                if isinstance(reply, Report):
+                    answers += self._handle_report(worker, reply, on_rejected)
+                else:
+                    self._handle_error(worker, reply, on_rejected)
+                worker, reply = self._replies.get_nowait()
         now = time.monotonic()
         elapsed, self._polled = min(now - self._polled, 1.0), now  # a longer pause was one of this process
-        busy = self._router.busy_workers()
         for worker in self._all:
-            loading = worker not in self._router.workers
-            if worker in busy or (loading and worker.placed):
-                worker.silent_s += elapsed
-            timeout = self.options.stall_timeout_s * (_LOAD_TIMEOUT if loading else 1)
-            if worker.silent_s > timeout and worker.error is None:
-                worker.error = WorkerDied(
-                    f"killed after {timeout:g} s {'in which it did not load' if loading else 'without a step'}"
-                )
-                worker.kill()
-
-    def _handle_report(self, worker: Worker, report: Report, on_rejected: OnRejected) -> list[RequestOutput]:
-        if worker not in self._router.workers:
-            self._router.add_worker(worker)
-            _log.info("%s is ready, %d of %d", worker.name, len(self.workers), len(self._all))
-        worker.figures = report.figures
-        self._router.mark_started(worker, report.started)
-        for key, error in report.rejected:
-            request = self._router.mark_done(worker, key)
-            if request is not None and error is not None:
-                on_rejected(_without_number(request), error)
-        answers = []
-        for answer in report.answers:
-            worker.losses, worker.answered = 0, True
-            if (request := self._router.mark_done(worker, answer.request.key)) is not None:
-                answers.append(replace(answer, request=_without_number(request)))
+            worker.waited_s += elapsed
+            if worker.waited_s > worker.timeout_s:
+                _log.warning("%s is killed after %g s without a report", worker.name, worker.timeout_s)
+                worker.timeout_s = inf
+                worker.kill(True)
         return answers
 
-    def _handle_loss(self, worker: Worker, error: WorkerDied, on_rejected: OnRejected) -> None:
+    def _handle_report(self, worker: Worker, report: Report, on_rejected: OnRejected) -> list[RequestOutput]:
+        if not worker.ready:
+            worker.ready = True
+            _log.info("%s is ready, %d of %d", worker.name, len(self.workers), len(self._all))
+        worker.figures = report.figures
+        worker.keep_queued(report.unstarted)
+        answers = []
+        for key, result in report.results:
+            request = worker.outstanding.pop(key, None)
+            if isinstance(result, RequestOutput):
+                worker.losses, worker.answered = 0, True
+                if request is not None:
+                    answers.append(replace(result, request=request))
+            elif request is not None and result is not None:
+                on_rejected(request, result)
+        return answers
+
+    def _handle_error(self, worker: Worker, error: Exception, on_rejected: OnRejected) -> None:
         """Start ``worker`` again, and queue its requests.
 
         Raises:
+            ConfigError: no worker works, or a request is the cause.
             WorkerDied: no worker is left.
         """
-        requests = [_without_number(request) for request in self._router.remove_worker(worker)]
+        if isinstance(error, ConfigError):
+            if worker.ready or not any(each.ready or each.answered for each in self._all):
+                raise error
+            worker.losses = MAX_RESTARTS  # it would fail again
+        error = WorkerDied(f"{worker.name}: {error}")
+        worker.losses += not (worker.alone and worker.answered)  # then the request is the cause
+        requests = list(worker.outstanding.values())
+        worker.clear()
         _log.warning("%s; its %d requests go to engines that are ready", error, len(requests))
-        alone = any(self._losses[request.key] >= _ALONE_AFTER for request in requests)
-        worker.losses += not (alone and worker.answered)  # then the request is the cause
-        worker.figures = worker.error = None
+        worker.ready, worker.figures = False, None
         if worker.losses <= MAX_RESTARTS:
-            worker.start()
+            worker.waits = True
+            worker.calls.put(b"")
         else:
             _log.error("%s is not started again", worker.name)
             self.usable = False
             self._all.remove(worker)
-            worker.close()
+            worker.kill(False)
             if not self._all:
                 raise WorkerDied(f"no engine is left; the last one: {error}")
         for request in requests:
@@ -262,49 +305,30 @@ class DataParallelEngine:
                 why = f"{losses} engines ended while they computed this request; the last one: {error}"
                 on_rejected(request, WorkerDied(why))
             else:
-                (self._alone if losses >= _ALONE_AFTER else self._waiting).append(request)
-
-    def _clear_requests(self) -> None:
-        self._router.clear()
-        self._losses.clear()
-        self._waiting.clear()
-        self._alone.clear()
-
-    def _send_all(self, kind: str) -> None:
-        for worker in self.workers:
-            worker.send(kind)
-
-    @property
-    def workers(self) -> list[Worker]:
-        """The workers that are ready."""
-        return list(self._router.workers)
+                (self._alone if losses >= MAX_REQUEST_LOSSES / 2 else self._waiting).append(request)
 
     def abandon(self) -> None:
         """Drop all requests in flight."""
-        self._clear_requests()
-        self._send_all("abandon")
+        for requests in (self._losses, self._waiting, self._alone):
+            requests.clear()
+        for worker in self.workers:
+            if worker.outstanding:
+                worker.clear()
+                worker.commands.append(("abandon", None))
 
     def reset_stats(self) -> None:
         """Start new statistics. The figures of each engine follow with its next report."""
         for worker in self.workers:
             worker.figures = None
-            worker.send("reset")
+            worker.commands.append(("reset_stats", None))
 
     def figures(self) -> dict[str, float]:
         """Counts and rates of the engines that are ready are summed, shares averaged."""
-        return {"workers": len(self.workers), **merged_figures(self.figures_of_each())}
-
-    def figures_of_each(self) -> list[Mapping[str, float]]:
-        """The last figures of each ready engine that has reported any."""
-        return [worker.figures for worker in self.workers if worker.figures is not None]
+        known = [worker.figures for worker in self.workers if worker.figures is not None]
+        return {"workers": len(self.workers), **merged_figures(known)}
 
     def close(self) -> None:
         """Stop the workers."""
         self.usable = False
         for worker in self._all:
-            worker.close()
-
-
-def _without_number(request: GenerationRequest) -> GenerationRequest:
-    assert isinstance(request.key, tuple)
-    return replace(request, key=request.key[1])
+            worker.kill(False)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe, wait
-from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.process import BaseProcess
 
 import torch
 
@@ -20,15 +18,13 @@ from swe_infer.llama.data_parallel import DataParallelEngine, Report, Worker, Wo
 from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import Engine, EngineOptions, PromptTooLong, threads_for
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.sequence import Sequence as EngineSequence
 from swe_infer.llama.stopping import StopParams
 from swe_infer.text import first_line
 from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 0.2
-_REPORT_INTERVAL_S = 1.0
+_REPORT_INTERVAL_S = 0.5
 
 
 def process_engines(model: LlamaModel, options: EngineOptions, devices: list[str]) -> DataParallelEngine:
@@ -39,125 +35,109 @@ def process_engines(model: LlamaModel, options: EngineOptions, devices: list[str
     """
     if options.kv_cache_gb is None and "cuda" in devices[0] and len(set(devices)) < len(devices):
         raise ConfigError(f"runner.workers={len(devices)}: engines that share a GPU need runner.kv_cache_gb")
-    workers = [ProcessWorker(dataclasses.replace(model, device=device), options, len(devices)) for device in devices]
+    threads = max(1, torch.get_num_threads() // len(devices))
+    workers = [ProcessWorker(dataclasses.replace(model, device=device), options, threads) for device in devices]
     to_add = iter([workers])
-    return DataParallelEngine(model, options, lambda: next(to_add, []), _poll)
-
-
-def _poll(workers: Sequence[ProcessWorker]) -> Iterator[tuple[ProcessWorker, Report | WorkerDied]]:
-    readable = wait([worker.pipe for worker in workers], _POLL_S)
-    for worker in workers:
-        if worker.pipe in readable:
-            try:
-                yield worker, worker.pipe.recv()
-            except (EOFError, OSError):
-                worker.process.join(timeout=5)
-                worker.kill()  # if it hangs at its end
-                yield worker, WorkerDied(f"ended with exit code {worker.process.exitcode}")
+    return DataParallelEngine(model, options, lambda: next(to_add, []))
 
 
 class ProcessWorker(Worker):
     """An engine in a local process, which ends with its parent."""
 
-    def __init__(self, model: LlamaModel, options: EngineOptions, share: int) -> None:
-        self._arguments = (model, options, share)
-        self._sender = ThreadPoolExecutor(max_workers=1)  # an engine that hangs does not read its pipe
-        self.start()
+    process: BaseProcess | None = None
 
-    def start(self) -> None:
-        self.pipe, theirs = Pipe()
-        self.process = start_child(_main, theirs, *self._arguments)
+    def __init__(self, model: LlamaModel, options: EngineOptions, threads: int) -> None:
+        super().__init__()
+        self._arguments = (model, options, threads)
+
+    def start(self) -> str:
+        self.kill()
+        self._pipe, theirs = Pipe()
+        self.process = start_child(serve, theirs, *self._arguments)
         theirs.close()
-        self.name = f"the engine on {self._arguments[0].device}, process {self.process.pid}"
+        return f"the engine on {self._arguments[0].device}, process {self.process.pid}"
 
-    def send(self, kind: str, content: Any = None) -> None:
-        self._sender.submit(self.pipe.send_bytes, ForkingPickler.dumps((kind, content)))
-
-    def kill(self) -> None:
-        self.process.kill()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self._sender.shutdown()
-        self.pipe.close()
-
-
-def _main(pipe: Connection, model: LlamaModel, options: EngineOptions, share: int) -> None:
-    """Entry point of the process."""
-
-    def receive(block: bool) -> Any:
+    def call(self, commands: bytes) -> bytes:
         try:
-            return pipe.recv() if block or pipe.poll() else None
-        except OSError:
-            raise EOFError from None
+            return exchange(self._pipe, commands)
+        except (EOFError, OSError):
+            assert self.process is not None
+            self.process.join(timeout=5)
+            self.kill()  # if it hangs at its end
+            raise WorkerDied(f"ended with exit code {self.process.exitcode}") from None
 
-    with suppress(OSError):  # the parent has closed the pipe
-        for report in serve(receive, model, options, max(1, torch.get_num_threads() // share)):
-            pipe.send(report)
+    def kill(self, restarts: bool = True) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
 
 
-def serve(
-    receive: Callable[[bool], Any], model: LlamaModel, options: EngineOptions, threads: int
-) -> Iterator[Report]:
-    """Load an engine, and alternate between the parent's commands and steps.
+def exchange(pipe: Connection, commands: bytes) -> bytes:
+    """Send a call to :func:`serve`, and return the answer."""
+    with suppress(OSError):  # an error that ended it can still be read
+        pipe.send_bytes(commands)
+    return pipe.recv_bytes()
 
-    Commands are ``("add", [(request, source), …])``, where the source is None if it is that of the last request;
-    ``("stop", None)``, which drops requests that have not started; ``("abandon", None)``, which drops all; and
-    ``("reset", None)`` of the statistics.
+
+def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
+    """Load an engine, and alternate between calls and steps.
+
+    A call is a list of commands: ``("add", (request, source))``, where the source is None if it is that of the last
+    request; ``("stop", None)``, which drops requests that have not started; or a method of the engine. The answer to
+    it is a report, or the error that ends the engine. It comes when there is something to report.
 
     Args:
-        receive: returns the next command. If it is called with False, it returns None if there is none yet.
         threads: of an engine on a CPU.
     """
-    if model.device == "cpu" or not torch.cuda.is_available():
-        torch.set_num_threads(threads)
     try:
+        if model.device == "cpu" or not torch.cuda.is_available():
+            torch.set_num_threads(threads)
         engine = Engine.load(model, options)
-        yield Report(engine.figures())
         with threads_for(engine.model):
-            yield from _serve(engine, receive)
-    except EOFError:  # the parent has closed the pipe
+            serve_engine(pipe, engine)
+    except (EOFError, ConnectionError):  # the parent has closed the pipe
         return
-    except SweInferError as error:
-        yield Report(error=error)
-    except Exception as error:  # noqa: BLE001 - every failure is reported; other engines continue
-        _log.exception("the engine ended")
-        yield Report(error=WorkerDied(f"{type(error).__name__}: {first_line(error)}"))
+    except Exception as error:  # noqa: BLE001 - every failure is reported
+        if not isinstance(error, SweInferError):
+            _log.exception("the engine ended")
+            error = WorkerDied(f"{type(error).__name__}: {first_line(error)}")
+        pipe.send_bytes(pickle.dumps(error))
 
 
-def _serve(engine: Engine, receive: Callable[[bool], Any]) -> Iterator[Report]:
+def serve_engine(pipe: Connection, engine: Engine) -> None:
+    """See :func:`serve`."""
     scheduler, source = engine.scheduler, NO_SOURCE
-    unstarted: list[EngineSequence] = []
-    report, due = Report(), 0.0
+    report, called, due = Report(), False, 0.0
     while True:
-        while command := receive(not scheduler.busy and due > 0.0):
-            kind, content = command
-            if kind == "add":
-                for request, own_source in content:
+        if not called and (pipe.poll() or not scheduler.busy):
+            pickled, called, due = pipe.recv_bytes(), True, time.monotonic() + _REPORT_INTERVAL_S
+            try:
+                commands = pickle.loads(pickled)
+            except Exception as error:  # noqa: BLE001 - a drafter's module may raise anything
+                commands, called = [], False
+                why = f"decoding.drafter: an engine cannot load it: {type(error).__name__}: {first_line(error)}"
+                pipe.send_bytes(pickle.dumps(ConfigError(why)))
+            for kind, content in commands:
+                due = 0.0
+                if kind == "add":
+                    request, own_source = content
                     source = source if own_source is None else own_source
                     try:
                         engine.add_request(dataclasses.replace(request, source=source))
-                        unstarted.append(scheduler.waiting[-1])
                     except (PromptTooLong, ValueError) as error:
-                        report.rejected.append((request.key, error))
-            elif kind == "stop":
-                report.rejected += [(s.request.key, None) for s in scheduler.waiting if s.started is None]
-                scheduler.drop_unstarted()
-            elif kind == "abandon":
-                unstarted.clear()
-                engine.abandon()
-            else:
-                engine.reset_stats()
-            due = 0.0
+                        report.results.append((request.key, error))
+                elif kind == "stop":
+                    report.results += [(s.request.key, None) for s in scheduler.waiting if s.started is None]
+                    scheduler.drop_unstarted()
+                else:
+                    getattr(engine, kind)()
         for answer in engine.step():
             key = answer.request.key
             _log.info("answered %s with %d tokens", key, len(answer.token_ids))
             bare = GenerationRequest(key, (), StopParams(0))  # the parent has the prompt
-            report.answers.append(dataclasses.replace(answer, request=bare))
-        report.started = [s.request.key for s in unstarted if s.started is not None]
-        unstarted = [s for s in unstarted if s.started is None]
-        if report.answers or report.started or time.monotonic() >= due:
-            report.figures = engine.figures()
-            yield report
-            report, due = Report(), time.monotonic() + _REPORT_INTERVAL_S
+            report.results.append((key, dataclasses.replace(answer, request=bare)))
+        unstarted = sum(sequence.started is None for sequence in scheduler.waiting)
+        changed = report.results or unstarted != report.unstarted or not scheduler.busy
+        if called and (changed or time.monotonic() >= due):
+            pipe.send_bytes(pickle.dumps(Report(report.results, unstarted, engine.figures())))
+            report, called = Report(unstarted=unstarted), False

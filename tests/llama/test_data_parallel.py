@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
-import queue
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.errors import CheckpointError
+from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.drafting import NO_SOURCE, DraftSource
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.patches.pipeline import make_patch
@@ -34,7 +36,7 @@ def options(sequences: int = 2) -> EngineOptions:
 def thread_worker(
     model: LlamaModel,
     name: str,
-    fatal: Collection[str] = (),
+    fatal: Set[str] = frozenset(),
     *,
     dies: bool = False,
     hangs: int = 0,
@@ -50,65 +52,48 @@ def thread_worker(
 
     class ThreadWorker(Worker):
         starts = 0
-        paused = False
+        paused = hung = lost = False
 
         def __init__(self) -> None:
+            super().__init__()
             self.sent: list[tuple[str, Any]] = []
             self.answered_keys: list[str] = []
-            self.name = name
-            self.start()
 
-        def start(self) -> None:
+        def start(self) -> str:
             self.starts += 1
-            self.lost, self.paused = False, self.starts <= hangs
-            self.commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            self.reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
-            threading.Thread(target=self.serve, args=(self.commands, self.reports), daemon=True).start()
+            self.lost, self.hung = False, self.starts <= hangs
+            self.pipe, theirs = Pipe()
+            threading.Thread(target=serve, args=(theirs, model, options(sequences), 1), daemon=True).start()
+            return name
 
-        def serve(self, commands: queue.SimpleQueue[Any], reports: queue.SimpleQueue[Report]) -> None:
-            def receive(block: bool) -> Any:
-                command = commands.get() if block or not commands.empty() else None
-                if command == "end":
-                    raise EOFError
-                return command
+        def call(self, commands: bytes) -> bytes:
+            with suppress(ImportError):  # of a drafter
+                sent = pickle.loads(commands)
+                self.sent += sent
+                added = [content[0].key[1] for kind, content in sent if kind == "add"]
+                self.lost |= bool(added and dies) or not fatal.isdisjoint(added)
+            with suppress(OSError):
+                self.pipe.send_bytes(commands)
+            while self.lost or self.hung or self.paused or not self.pipe.poll(0.01):
+                if self.lost:
+                    self.pipe.close()
+                    raise WorkerDied("was lost")
+                time.sleep(0.001)
+            reply = self.pipe.recv_bytes()
+            report = pickle.loads(reply)
+            if isinstance(report, Report):
+                self.answered_keys += [key[1] for key, _ in report.results]  # type: ignore[index]  # a tuple
+            return reply
 
-            try:
-                for report in serve(receive, model, options(sequences), 1):
-                    reports.put(report)
-            except EOFError:
-                return
-
-        def send(self, kind: str, content: Any = None) -> None:
-            self.sent.append((kind, content))
-            if kind == "add":
-                self.lost |= dies or any(request.key[1] in fatal for request, _ in content)
-            self.commands.put((kind, content))
-
-        def kill(self) -> None:
+        def kill(self, restarts: bool) -> None:
             self.lost = True
-
-        def close(self) -> None:
-            self.lost = True
-            self.commands.put("end")
 
     return ThreadWorker()
 
 
-def poll(workers: Sequence[Any]) -> Iterator[tuple[Any, Report | WorkerDied]]:
-    time.sleep(0.002)
-    for worker in workers:
-        if worker.lost:
-            worker.commands.put("end")
-            yield worker, WorkerDied("was lost")
-        elif not worker.paused and not worker.reports.empty():
-            report = worker.reports.get()
-            worker.answered_keys += [answer.request.key[1] for answer in report.answers]
-            yield worker, report
-
-
 def wait_until_loaded(worker: Any) -> None:
     deadline = time.monotonic() + 120
-    while worker.reports.empty() and time.monotonic() < deadline:
+    while not worker.pipe.poll() and time.monotonic() < deadline:
         time.sleep(0.002)
 
 
@@ -128,7 +113,7 @@ def group_of(
         return new
 
     limits = replace(options(sequences), stall_timeout_s=stall_timeout_s)
-    return DataParallelEngine(model, limits, new_workers, poll)
+    return DataParallelEngine(model, limits, new_workers)
 
 
 def requests(count: int = 12) -> list[GenerationRequest]:
@@ -158,7 +143,7 @@ def test_one_engine_starts_and_late_ones_join(model: LlamaModel, checkpoint: Pat
 
 def test_requests_that_kill_engines_fail_alone(model: LlamaModel) -> None:
     """Three requests end each engine that runs them. No request beside them fails, and engines return."""
-    fatal = [str(n) for n in range(0, 48, 16)]
+    fatal = {str(n) for n in range(0, 48, 16)}
     workers = [thread_worker(model, f"engine {n}", fatal, sequences=8) for n in range(2)]
     group = group_of(model, *workers, sequences=8)
     rejected: dict[str, str] = {}
@@ -166,13 +151,12 @@ def test_requests_that_kill_engines_fail_alone(model: LlamaModel) -> None:
         group.generate(requests(48), lambda r, e: rejected.update({str(r.key): f"{type(e).__name__}: {e}"}))
     )
     why = "WorkerDied: 4 engines ended while they computed this request; the last one: engine %d: was lost"
-    assert rejected.keys() == set(fatal)
+    assert rejected.keys() == fatal
     assert set(rejected.values()) <= {why % 0, why % 1}
     assert sorted(str(answer.request.key) for answer in answers) == sorted(
         str(n) for n in range(48) if str(n) not in fatal
     )
     assert group.usable
-    assert len(group.workers) + sum(worker.lost for worker in workers) <= 2
     group.close()
 
 
@@ -245,10 +229,10 @@ def test_samples_of_a_prompt_send_its_source_once_and_none_is_returned(model: Ll
     for _ in range(2):
         worker.sent.clear()
         answers = list(group.generate(asked, refuse))
-        sent = [item for kind, content in worker.sent if kind == "add" for item in content]
+        sent = [content for kind, content in worker.sent if kind == "add"]
         found = [pickle.loads(pickle.dumps(source)) for _, source in sent if source is not None]
         assert found == [DraftSource(source.prose, dict(source.files)) for source in sources]
-        assert all(request.source is NO_SOURCE for request, _ in sent)
+        assert all(request.source == NO_SOURCE for request, _ in sent)
         assert [answer.request for answer in sorted(answers, key=lambda a: str(a.request.key))] == asked
     group.close()
 
@@ -270,7 +254,7 @@ def test_an_engine_makes_the_patch_of_its_answer_from_the_source_that_it_was_sen
     )
     again = replace(patched, key="again", edit_format="search_replace")
     answers = {str(a.request.key): a for a in group.generate([plain, patched, again], refuse)}
-    sent = [source for kind, content in worker.sent if kind == "add" for _, source in content]
+    sent = [content[1] for kind, content in worker.sent if kind == "add"]
     assert sent == [None, source, None]
     assert answers["plain"].patch is None
     forms: dict[str, EditFormat | None] = {"patched": None, "again": "search_replace"}
@@ -283,13 +267,34 @@ def test_an_engine_makes_the_patch_of_its_answer_from_the_source_that_it_was_sen
 
 def test_an_error_in_an_engine_is_reported_in_one_line(model: LlamaModel) -> None:
     """A malformed command stands for any failure inside a step."""
+    ours, theirs = Pipe()
+    ours.send_bytes(pickle.dumps([("add", (None, None))]))
+    serve(theirs, model, options(), 1)
+    error = pickle.loads(ours.recv_bytes())
+    assert type(error) is WorkerDied
+    assert str(error) == "TypeError: replace() should be called on dataclass instances"
 
-    def receive(block: bool) -> Any:
-        return ("add", [(None, None)]) if block else None
 
-    reports = list(serve(receive, model, options(), 1))
-    assert reports[-1].error is not None
-    assert str(reports[-1].error) == "TypeError: replace() should be called on dataclass instances"
+def test_a_drafter_that_an_engine_cannot_load_is_an_error_and_the_engine_goes_on(model: LlamaModel) -> None:
+    worker = thread_worker(model, "engine")
+    group = group_of(model, worker)
+    drafted = [replace(request, drafter=Unloadable()) for request in requests(2)]
+    why = r"^decoding\.drafter: an engine cannot load it: ModuleNotFoundError: No module named 'absent'$"
+    with pytest.raises(ConfigError, match=why):
+        list(group.generate(drafted, refuse))
+    assert len(list(group.generate(requests(2), refuse))) == 2
+    assert worker.starts == 1
+    group.close()
+
+
+class Unloadable:
+    """A drafter whose module is missing in the engine's process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, ("absent",)
+
+    def create(self, prompt_ids: Sequence[int], files: Mapping[str, str], codec: Any) -> Any:
+        raise NotImplementedError
 
 
 def refuse(_: GenerationRequest, error: Exception) -> None:

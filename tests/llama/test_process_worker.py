@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ def test_outputs_equal_those_of_one_engine(checkpoint: Path, group: DataParallel
     found = {str(answer.request.key): answer for answer in group.generate(requests(), _refuse)}
     assert {key: answer.token_ids for key, answer in found.items()} == expected
     assert group.figures()["workers"] == 2
-    assert all(figures["forward_passes"] > 0 for figures in group.figures_of_each())
+    assert all(figures["forward_passes"] > 0 for figures in _figures(group))
 
 
 def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParallelEngine) -> None:
@@ -71,13 +71,13 @@ def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParal
     drafted = [dataclasses.replace(request, drafter="suffix") for request in requests()]
     for asked, busy in ((drafted, 2), (drafted[:3], 1)):
         group.reset_stats()
-        assert group.figures_of_each() == []
+        assert _figures(group) == []
         answers = list(group.generate(asked, _refuse))
         figures = group.figures()
         # the counts depend on timing: a busy machine may find no draft worthwhile
         assert figures["drafted_tokens"] == sum(answer.drafted_tokens for answer in answers)
         assert figures["accepted_tokens"] == sum(answer.accepted_tokens for answer in answers)
-        parts = [each["forward_passes"] for each in group.figures_of_each()]
+        parts = [each["forward_passes"] for each in _figures(group)]
         assert figures["forward_passes"] == sum(parts)
         assert sum(part > 0 for part in parts) == busy
 
@@ -119,7 +119,7 @@ def test_no_request_starts_after_a_stop(group: DataParallelEngine) -> None:
     for answer in group.generate(endless(), _refuse, stop):
         answers.append(answer)
         stop.set()
-    assert 1 <= len(answers) <= 8
+    assert 1 <= len(answers) <= 16  # the first batch, and the next one, which was sent with it
     assert len(read) < 20
 
 
@@ -199,8 +199,13 @@ def _wait_for_both(group: DataParallelEngine) -> None:
         list(group.generate([ask("first", [1, 2, 3], 1)], _refuse))
 
 
+def _figures(group: DataParallelEngine) -> list[Mapping[str, float]]:
+    return [worker.figures for worker in group.workers if worker.figures is not None]
+
+
 def _process(worker: Worker) -> BaseProcess:
     assert isinstance(worker, ProcessWorker)
+    assert worker.process is not None
     return worker.process
 
 
