@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,9 +69,7 @@ def server(shared_server: ApiServer) -> ApiServer:
 
 def build(name: str, server: ApiServer | None = None, **changes: Any) -> WireProvider:
     """The provider of ``conf/provider/NAME.yaml``, at the loopback server, with some keys changed."""
-    loaded = OmegaConf.to_container(OmegaConf.load(CONF / "provider" / f"{name}.yaml"), resolve=True)
-    assert isinstance(loaded, dict)
-    keys: dict[str, Any] = {str(key): value for key, value in loaded.items()}
+    keys = pickle.loads(_pickled_keys(name))
     module, _, attribute = keys.pop("_target_").rpartition(".")
     if server is not None:
         versioned = name.startswith("openai") or name == "vertex" or name in VENDORS
@@ -79,6 +79,14 @@ def build(name: str, server: ApiServer | None = None, **changes: Any) -> WirePro
     provider = getattr(importlib.import_module(module), attribute)(**{**keys, **changes})
     assert isinstance(provider, WireProvider)
     return provider
+
+
+@functools.cache
+def _pickled_keys(name: str) -> bytes:
+    """What :func:`build` loads a thousand times."""
+    loaded = OmegaConf.to_container(OmegaConf.load(CONF / "provider" / f"{name}.yaml"), resolve=True)
+    assert isinstance(loaded, dict)
+    return pickle.dumps({str(key): value for key, value in loaded.items()})
 
 
 def model_for(provider: str, /, **changes: Any) -> ApiModel:
