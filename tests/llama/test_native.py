@@ -207,8 +207,18 @@ def test_gates_may_be_large_numbers(kernels: Kernels) -> None:
     torch.testing.assert_close(found[:, 0], functional.silu(gate_T.float()).to(kernels.dtype), atol=1e-30, rtol=0.01)
 
 
-@pytest.mark.parametrize("head_dim", [32, 96, 256])
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (71, 1)], ids=["multi_head", "grouped", "many"])
+HEADS = {"multi_head": (4, 4), "grouped": (6, 2), "many": (71, 1)}
+DEFAULT = {("multi_head", 32), ("multi_head", 96), ("multi_head", 256), ("grouped", 96), ("many", 32)}
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim"),
+    [
+        pytest.param(heads, size, id=f"{name}-{size}", marks=[pytest.mark.full] * ((name, size) not in DEFAULT))
+        for name, heads in HEADS.items()
+        for size in (32, 96, 256)
+    ],
+)
 def test_attention_of_every_head_size(kernels: Kernels, heads: tuple[int, int], head_dim: int) -> None:
     backend = Backend(AttentionShape(*heads, head_dim, torch.device("cpu"), kernels.dtype), kernels)
     scene = Scene(backend, LAYOUTS["decoding_and_chunks"])
