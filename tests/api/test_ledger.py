@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from swe_infer.api.budget import CostBudget
 from swe_infer.api.coordination import SharedDatabase
 from swe_infer.api.ledger import Ledger, LedgerEntry
 from swe_infer.errors import BudgetExceeded, StoreError
+from tests.support import commands
 from tests.support.steps import lines_executed
 
 SPENDER = """
@@ -51,8 +49,8 @@ time.sleep(600)
 """
 
 
-def process(code: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+def process(code: str, *arguments: str) -> commands.Command:
+    return commands.start("-c", code, *arguments, cwd=Path.cwd(), env=os.environ)
 
 
 def test_reservations_count_against_the_cap_until_they_are_charged() -> None:
@@ -75,13 +73,11 @@ def test_processes_together_never_exceed_the_cap_and_nearly_use_it_up(tmp_path: 
 
 def test_reservations_of_a_killed_process_are_charged_in_full(tmp_path: Path) -> None:
     holder = process(HOLDER, str(tmp_path / "ledger"))
-    assert holder.stdout is not None
     assert holder.stdout.readline() == "holding\n"
     living = Ledger(tmp_path / "ledger", Decimal(11), "living")
     assert living.reserve(Decimal(3)) == "wait"
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
-    holder.stdout.close()
+    holder.kill()
+    holder.communicate()
     # A provider may bill the four requests in flight in full.
     assert living.reserve(Decimal(3)) == "cannot_fit"
     assert living.spent_usd == Decimal("8.25")

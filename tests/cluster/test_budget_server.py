@@ -8,8 +8,6 @@ import re
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,15 +56,13 @@ while True:
 @contextmanager
 def budget_server(
     folder: Path, port: int = 0, token: str = "", host: str = "127.0.0.1"
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
+) -> Iterator[tuple[commands.Command, str]]:
     """The process, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "swe_infer.budget", str(folder), "--host", host, "--port", str(port)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "SWE_INFER_BUDGET_TOKEN": token},
+    process = commands.start(
+        "swe_infer.budget", str(folder), "--host", host, "--port", str(port),
+        cwd=ROOT, env={**os.environ, "SWE_INFER_BUDGET_TOKEN": token},
     )  # fmt: skip
     try:
-        assert process.stdout is not None
         line = process.stdout.readline()
         found = re.match(r"(http://\S+) ", line)
         assert found is not None, line
@@ -79,10 +75,9 @@ def budget_server(
 def test_workers_keep_one_cap_while_the_server_is_killed(tmp_path: Path) -> None:
     with budget_server(tmp_path) as (server, address):
         port = int(address.rpartition(":")[2])
-        code = [sys.executable, "-c", SPENDER, f"{address}/sweep"]
-        workers = [subprocess.Popen([*code, f"run{n}"], stdout=subprocess.PIPE, text=True) for n in range(5)]
+        code = ("-c", SPENDER, f"{address}/sweep")
+        workers = [commands.start(*code, f"run{n}", cwd=ROOT, env=os.environ) for n in range(5)]
         for worker in workers:
-            assert worker.stdout is not None
             worker.stdout.readline()
         server.kill()
         server.wait()

@@ -7,8 +7,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,14 +51,11 @@ def hub(rows: list[Row]) -> Iterator[Hub]:
 
 
 def load(endpoint: str, home: Path, *options: dict[str, str]) -> list[dict[str, Any]]:
-    """The result of each of the options, in a fresh process."""
+    """The result of each of the options, in a process that has not imported ``huggingface_hub``."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "-c", CODE, json.dumps(options)]
-    done = subprocess.run(
-        command, env=environment, cwd=home, capture_output=True, text=True, check=False, timeout=400
-    )
+    done = commands.run("-c", CODE, json.dumps(options), cwd=home, env=environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

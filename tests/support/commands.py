@@ -44,8 +44,8 @@ COMMON = (
     "omegaconf", "pydantic", "rich.progress", "rich.table", "sqlite3",
 )  # fmt: skip
 PACKAGES = (
-    *COMMON, "alembic", "anthropic", "openai", "openai.types", "optuna", "s3fs", "sqlalchemy", "tiktoken", "wandb",
-    "wandb.apis.public", "wandb.cli.cli",
+    *COMMON, "aiohttp", "alembic", "anthropic", "openai", "openai.types", "optuna", "pandas", "s3fs", "sqlalchemy",
+    "tiktoken", "wandb", "wandb.apis.public", "wandb.cli.cli",
 )  # fmt: skip
 """What commands import; an extra may be missing. What these read from the environment meanwhile, no test changes."""
 LOCAL = (*COMMON, "tokenizers", "torch")
