@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from swe_infer.api.ledger import Ledger
 from tests.support.api_server import ApiServer
 from tests.sweeps.command import Sweep
 
@@ -25,17 +26,21 @@ def launcher(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
-def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("short_in_turn", [True, pytest.param(False, marks=pytest.mark.full)])
+def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, short_in_turn: bool, tmp_path: Path) -> None:
+    """What the first launch spent counts in the second, whose workers start slowly."""
     cap = Decimal("0.06")
     arguments = (launcher, "decoding.temperature=0,1,7", "decoding.max_new_tokens=64")
     with ApiServer(latency_s=0.05) as server:
         sweep = Sweep(server, tmp_path, count=12)
-        short = sweep.run(*arguments, f"budget.sweep_max_usd={cap / 10}")
+        short = sweep.run(*arguments[short_in_turn:], f"budget.sweep_max_usd={cap / 10}")
         assert short.returncode == 3, short.stderr
         assert Decimal(0) < server.log.cost_usd() <= cap / 10
         whole = sweep.run(*arguments, f"budget.sweep_max_usd={cap}")
         assert whole.returncode == 2, whole.stderr
         assert set(server.log.answers_by_prompt().values()) == {2}, "each point once, over both launches"
+        (ledger,) = tmp_path.rglob("sweep_ledger.sqlite")
+        assert Ledger(ledger, cap, "look").spent_usd == server.log.cost_usd()
     assert len(whole.stdout.splitlines()) == 2, "run directories and nothing else, from other processes too"
     assert all((tmp_path / run / "summary.json").exists() for run in whole.stdout.splitlines())
     assert "exit 2: decoding.temperature=7 (" in whole.stderr
