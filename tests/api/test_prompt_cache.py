@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
+import os
 import threading
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Completion, Decoding, Outcome, Prompt, Request
 from tests.api.scripted import ScriptedProvider, context, requests
+from tests.support import commands
 from tests.support.api_server import ApiServer
 
 KEY = b"prompt"
@@ -136,9 +136,7 @@ def test_a_prompt_counts_as_cached_for_the_time_of_the_provider_cache(tmp_path: 
 
 def test_a_killed_process_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "warm.sqlite"
-    claimed = subprocess.run(
-        [sys.executable, "-c", CLAIM, str(path)], capture_output=True, text=True, check=True, timeout=60
-    )
+    claimed = commands.run("-c", CLAIM, str(path), cwd=tmp_path, env=os.environ)
     assert claimed.stdout == "lead\n"
     index = PromptCacheIndex(path)
     assert index.claim(KEY) == "lead"

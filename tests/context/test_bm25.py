@@ -7,8 +7,6 @@ import math
 import os
 import re
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -220,10 +218,9 @@ def test_the_cache_has_a_limit_and_several_writers(tmp_path: Path) -> None:
         "    cache.put({f'{first + n:040x}': count_terms(f'word{n}') for n in range(50)})\n"
     )
     writers = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(number)], stderr=subprocess.PIPE)
-        for number in range(2)
+        commands.start("-c", program, str(tmp_path), str(number), cwd=tmp_path, env=os.environ) for number in range(2)
     ]
-    assert [writer.communicate(timeout=120)[1] for writer in writers] == [b"", b""]
+    assert [writer.communicate(timeout=120) for writer in writers] == [("", ""), ("", "")]
     ids = [f"{w * 10000 + part * 100 + n:040x}" for w in range(2) for part in range(20) for n in range(50)]
     found = TermCache(tmp_path).get(ids)
     assert set(found) == set(ids)

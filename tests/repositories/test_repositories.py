@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from swe_infer.errors import ConfigError, RepositoryError
 from swe_infer.repositories import Commit, Entry, Repositories, RepositoryOptions
+from tests.support import commands
 from tests.support.git_server import Files, GitServer, git, git_server, make_repository
 
 GONE = "0123456789abcdef0123456789abcdef01234567"
@@ -210,9 +210,8 @@ with Repositories(RepositoryOptions(repositories=cache, repository_url=url)) as 
 """
 
 
-def client(cache: Path, url: str, commit: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CLIENT, str(cache), url, commit]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def client(cache: Path, url: str, commit: str) -> commands.Command:
+    return commands.start("-c", CLIENT, str(cache), url, commit, cwd=Path.cwd(), env=os.environ)
 
 
 def test_processes_share_a_clone_and_killed_ones_leave_nothing_behind(
@@ -226,23 +225,24 @@ def test_processes_share_a_clone_and_killed_ones_leave_nothing_behind(
         release.wait(60)
 
     server.before_fetch = hold
-    with client(tmp_path, server.url, commit) as killed:
-        assert reached.wait(60)
-        killed.kill()
+    killed = client(tmp_path, server.url, commit)
+    assert reached.wait(60)
+    killed.kill()
+    killed.communicate()
     assert leftovers(tmp_path) != [], "the kill came in the middle of a clone"
     reached.clear()
-    with client(tmp_path, server.url, commit) as interrupted:
-        assert reached.wait(60)
-        interrupted.send_signal(signal.SIGINT)
-        said, _ = interrupted.communicate(timeout=60)
+    interrupted = client(tmp_path, server.url, commit)
+    assert reached.wait(60)
+    interrupted.send_signal(signal.SIGINT)
+    said = "".join(interrupted.communicate(timeout=60))
     assert "interrupted: own/lib: commit" not in said
     assert "interrupted: the fetch was interrupted" in said
     release.set()
     server.before_fetch = lambda: None
     done = len(server.fetches)
-    with client(tmp_path, server.url, commit) as one, client(tmp_path, server.url, commit) as two:
-        outputs = {process.communicate(timeout=60)[0] for process in (one, two)}
-    assert outputs == {f"{README!r}\n"}
+    both = [client(tmp_path, server.url, commit) for _ in range(2)]
+    outputs = {process.communicate(timeout=60) for process in both}
+    assert outputs == {(f"{README!r}\n", "")}
     assert server.fetches[done:] == [1, 2], "one clone and one request for contents, whoever came first"
     assert leftovers(tmp_path) == []
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from decimal import Decimal
@@ -19,6 +18,7 @@ from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, Failure, PatchResult, Skip, Usage
+from tests.support import commands
 
 PATCH = PatchResult("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n", "applies")
 
@@ -158,15 +158,13 @@ def test_nothing_appended_is_lost_when_the_process_is_killed(tmp_path: Path) -> 
             store.append(record_of((str(i), 0), completion("x" * 5000), PATCH))
             print(i, flush=True)
     """)
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    process = commands.start("-c", code, str(tmp_path), cwd=Path.cwd(), env=os.environ)
     for line in process.stdout:
         if line.strip() == "200":
             process.send_signal(signal.SIGKILL)
             break
-    acknowledged = [200, *(int(line) for line in process.stdout.read().splitlines() if line.strip())]
-    process.wait()
-    process.stdout.close()
+    output, _ = process.communicate()
+    acknowledged = [200, *(int(line) for line in output.splitlines() if line.strip())]
     with RunStore(tmp_path, "model") as store:
         assert all(store.totals.status((str(i), 0)) == "completed" for i in range(max(acknowledged) + 1))
 
@@ -188,9 +186,7 @@ def test_a_write_that_fails_leaves_whole_lines_and_says_so(tmp_path: Path) -> No
             print(i, error)
     """)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)
-    output = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    ).stdout
+    output = commands.run("-c", code, str(tmp_path), cwd=Path.cwd(), env=os.environ).stdout
     assert "cannot be written (File too large)" in output
     kept = [r["instance_id"] for r in lines(tmp_path / "records.jsonl")]
     assert kept == [str(i) for i in range(int(output.split()[0]))]
