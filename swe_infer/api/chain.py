@@ -162,7 +162,9 @@ class Chain:
         cache: ResponseCache | None = None,
         unrecorded_usd: Decimal = Decimal(0),
     ) -> None:
-        self._unrecorded_usd = unrecorded_usd if unrecorded_usd > _ROUNDED_USD else Decimal(0)
+        self._earlier_usd = unrecorded_usd if unrecorded_usd > _ROUNDED_USD else Decimal(0)
+        self._stated_usd = Decimal(0)
+        """What outcomes of this command have stated."""
         self._endpoints = endpoints
         self._budget = budget
         self._retry = retry
@@ -204,13 +206,21 @@ class Chain:
         self.counts.cache_misses += 1
         return None
 
-    def with_unrecorded(self, outcome: Outcome) -> Outcome:
-        """``outcome``. The first one with a record of details also states what earlier requests may have been billed
-        without a record, so that the records and the caps count the same."""
-        if not self._unrecorded_usd or isinstance(outcome, Skip):
+    @property
+    def unrecorded_usd(self) -> Decimal:
+        """Dollars that may have been billed for requests of this and earlier commands, and that no outcome states."""
+        return self._earlier_usd + self.counts.possibly_billed - self._stated_usd
+
+    def with_earlier_bills(self, outcome: Outcome) -> Outcome:
+        """``outcome``, which is about to be recorded. The first one that has details also states what requests of
+        earlier commands may have been billed without a record."""
+        if isinstance(outcome, Skip):
             return outcome
-        usd, self._unrecorded_usd = self._unrecorded_usd, Decimal(0)
-        usd += Decimal(outcome.details.get("possibly_billed_usd", 0))
+        stated = Decimal(outcome.details.get("possibly_billed_usd", 0))
+        self._stated_usd += stated
+        if not self._earlier_usd:
+            return outcome
+        usd, self._earlier_usd = stated + self._earlier_usd, Decimal(0)
         return replace(outcome, details={**outcome.details, "possibly_billed_usd": str(usd)})
 
     def store(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:

@@ -262,7 +262,7 @@ class Dispatcher:
 
     def _report(self, request: Request, outcome: Outcome, on_outcome: OnOutcome) -> None:
         try:
-            on_outcome(request, self._chain.with_unrecorded(outcome))
+            on_outcome(request, self._chain.with_earlier_bills(outcome))
         except Exception as error:  # noqa: BLE001 - raised again after the requests in flight
             self._halt(error)
         if self._stop.is_set():  # the callback may have stopped the run: send nothing more

@@ -723,6 +723,7 @@ class Totals:
         wall_s: float = 0.0,
         stats: Mapping[str, float] | None = None,
         stopped_by: str | None = None,
+        unrecorded_usd: Decimal = Decimal(0),
     ) -> Summary:
         """The summary of a run with these records.
 
@@ -730,6 +731,7 @@ class Totals:
             instances, samples: covered instances, and samples per instance; None: counted from the records.
             stats: figures of the runner.
             stopped_by: the class of the error that stopped the run.
+            unrecorded_usd: what may have been billed in addition to what the records state.
         """
         done = self._counts["completed"] + self._counts["failed"] + self._counts["skipped"]
         if instances is None:
@@ -750,7 +752,7 @@ class Totals:
             "patches": {status: n for status, n in sorted(self._patches.items()) if n},
             "usage": self.usage.as_dict(),
             "cost_usd": self.cost_usd,
-            "possibly_billed_usd": self.possibly_billed_usd,
+            "possibly_billed_usd": self.possibly_billed_usd + unrecorded_usd,
             "unreadable_records": self.unreadable,
             "unreadable_cost_usd": self.unreadable_usd,
             "wall_s": round(wall_s, 3),

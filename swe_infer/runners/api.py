@@ -429,6 +429,11 @@ class ApiRunner:
                 break
         return cached
 
+    @property
+    def unrecorded_usd(self) -> Decimal:
+        is_live = self.provider.mode == "live" and not self.provider.background  # others keep a journal
+        return self._chain.unrecorded_usd if self._chain is not None and is_live else Decimal(0)
+
     def stats(self) -> Mapping[str, float]:
         """Requests in flight and their limit, requests sent, retried and refused, cache hits, and dollars of attempts
         without an answer in this command."""

@@ -341,6 +341,11 @@ class Runner(Protocol):
         """Requests in flight. A signal handler reads it, so it has no side effects."""
         ...
 
+    @property
+    def unrecorded_usd(self) -> Decimal:
+        """Dollars that the caps count for requests of this run, and that no outcome has stated yet."""
+        ...
+
     def stats(self) -> Mapping[str, float]:
         """Current figures for progress, summary and tracker, such as ``concurrency`` or ``cache_hit_rate``."""
         ...

@@ -251,6 +251,10 @@ class LlamaRunner:
     def in_flight(self) -> int:
         return 0 if self._stream is None else self._stream.in_flight
 
+    @property
+    def unrecorded_usd(self) -> Decimal:
+        return Decimal(0)
+
     def stats(self) -> Mapping[str, float]:
         if self._engine is None:
             return {}

@@ -705,6 +705,7 @@ class Run:
             wall_s=self._wall_before + now - self._started,
             stats=stats,
             stopped_by=self._stopped_by,
+            unrecorded_usd=self.runner.unrecorded_usd,
         )
         summary |= self._selection(summary)
         if _answers(self._before) == _answers(summary):  # the evaluation still covers every answer

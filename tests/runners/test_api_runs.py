@@ -513,9 +513,9 @@ def test_what_was_in_flight_at_a_kill_is_in_every_figure(server: ApiServer, tmp_
     server.latency_s = 0.0
 
     tables = []
-    for _ in range(2):
-        done = run(*arguments, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    for cap, status in (("0.01", 3), ("1", 0), ("1", 0)):  # with the first cap, nothing more is sent
+        done = run(*arguments, f"budget.max_usd={cap}", cwd=tmp_path)
+        assert done.returncode == status, done.stderr
         tables.append([line for line in done.stderr.splitlines() if line.startswith("  cost")])
         summary = json.loads((directory / "summary.json").read_text(), parse_float=Decimal)
         with contextlib.closing(sqlite3.connect(directory / "ledger.sqlite")) as ledger:
@@ -523,7 +523,7 @@ def test_what_was_in_flight_at_a_kill_is_in_every_figure(server: ApiServer, tmp_
         lost = Decimal(spent).scaleb(-12) - summary["cost_usd"]
         assert lost > Decimal("0.01"), "three requests with the longest output"
         assert abs(summary["possibly_billed_usd"] - lost) < Decimal("1e-9")
-    assert tables[0] == tables[1] != []
+    assert tables[1] == tables[2] != []
     (shown,) = re.findall(r"up to \$([\d.]+) for requests", tables[0][0])
     assert float(shown) == pytest.approx(float(lost), abs=1e-4)
     assert read_offline_runs(directory)[-1].summary["possibly_billed_usd"] == pytest.approx(float(lost))
