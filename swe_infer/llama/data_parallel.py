@@ -157,7 +157,7 @@ class DataParallelEngine:
             self.end_tokens = end_tokens(config, self.defaults, self.tokenizer)
             self.context_window = model.context_window or config.context_window
             while not self.workers:
-                self._poll(lambda request, error: None)
+                self._poll()
         except BaseException:
             self.close()
             raise
@@ -177,6 +177,7 @@ class DataParallelEngine:
             WorkerDied: no engine is left.
         """
         self.abandon()
+        self._on_rejected = on_rejected
         source, stopped = iter(requests), False
         answers: list[RequestOutput] = []
         while True:
@@ -190,7 +191,7 @@ class DataParallelEngine:
                 yield from answers
                 answers = []
             elif any(worker.outstanding for worker in self._all) or (not stopped and (self._waiting or self._alone)):
-                answers = self._poll(on_rejected)
+                answers = self._poll()
             else:
                 return
 
@@ -201,15 +202,13 @@ class DataParallelEngine:
         while True:
             if not self._waiting and (request := next(source, None)) is not None:
                 self._waiting.append(request)
-            idle = [worker for worker in workers if not worker.outstanding]
-            worker = max(idle, key=lambda each: each.answered, default=None)
+            worker = max((w for w in workers if not w.outstanding), key=lambda w: w.answered, default=None)
             alone = bool(self._alone and worker and (worker.answered or not self._waiting))
-            waiting = self._alone if alone else self._waiting
             if not alone:
-                worker = choose_worker(workers, waiting[0], self.options) if waiting else None
+                worker = choose_worker(workers, self._waiting[0], self.options) if self._waiting else None
             if worker is None:
                 return
-            request = waiting.popleft()
+            request = (self._alone if alone else self._waiting).popleft()
             worker.assign(request, (next(self._numbers), request.key), alone=alone)  # late answers have other numbers
 
     def _send_commands(self) -> None:
@@ -225,7 +224,7 @@ class DataParallelEngine:
                     ) from error
                 worker.waits, worker.waited_s, worker.timeout_s = True, 0.0, self.options.stall_timeout_s
 
-    def _poll(self, on_rejected: OnRejected) -> list[RequestOutput]:
+    def _poll(self) -> list[RequestOutput]:
         """Handle the reports of workers, after a short timeout at most. Returns the answers."""
         now = time.monotonic()
         if now >= self._look_at:
@@ -240,9 +239,9 @@ class DataParallelEngine:
             while True:
                 worker.waits, worker.timeout_s = False, inf
                 if isinstance(reply, Report):
-                    answers += self._handle_report(worker, reply, on_rejected)
+                    answers += self._handle_report(worker, reply)
                 else:
-                    self._handle_error(worker, reply, on_rejected)
+                    self._handle_error(worker, reply)
                 worker, reply = self._replies.get_nowait()
         now = time.monotonic()
         elapsed, self._polled = min(now - self._polled, 1.0), now  # a longer pause was one of this process
@@ -254,7 +253,7 @@ class DataParallelEngine:
                 worker.kill(True)
         return answers
 
-    def _handle_report(self, worker: Worker, report: Report, on_rejected: OnRejected) -> list[RequestOutput]:
+    def _handle_report(self, worker: Worker, report: Report) -> list[RequestOutput]:
         if not worker.ready:
             worker.ready = True
             _log.info("%s is ready, %d of %d", worker.name, len(self.workers), len(self._all))
@@ -268,10 +267,10 @@ class DataParallelEngine:
                 if request is not None:
                     answers.append(replace(result, request=request))
             elif request is not None and result is not None:
-                on_rejected(request, result)
+                self._on_rejected(request, result)
         return answers
 
-    def _handle_error(self, worker: Worker, error: Exception, on_rejected: OnRejected) -> None:
+    def _handle_error(self, worker: Worker, error: Exception) -> None:
         """Start ``worker`` again, and queue its requests.
 
         Raises:
@@ -303,7 +302,7 @@ class DataParallelEngine:
             losses = self._losses[request.key]
             if losses == MAX_REQUEST_LOSSES:
                 why = f"{losses} engines ended while they computed this request; the last one: {error}"
-                on_rejected(request, WorkerDied(why))
+                self._on_rejected(request, WorkerDied(why))
             else:
                 (self._alone if losses >= MAX_REQUEST_LOSSES / 2 else self._waiting).append(request)
 
