@@ -21,6 +21,7 @@ from tests.support.ray_cluster import TwoNodes
 from tests.sweeps.command import ROOT
 
 COUNT = 60
+COMPARED = ("full_output", "model_patch", "patch_status", "patch_reason", "patch_format")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -38,10 +39,10 @@ def command(home: Path, *arguments: str) -> list[str]:
     ]  # fmt: skip
 
 
-def answers(run: Path) -> dict[str, str]:
-    """The output of each instance. Duplicates are an error."""
+def answers(run: Path) -> dict[str, list[str | None]]:
+    """The output of each instance, and its patch. Duplicates are an error."""
     records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
-    found = {record["instance_id"]: record["full_output"] for record in records}
+    found = {record["instance_id"]: [record[name] for name in COMPARED] for record in records}
     assert len(found) == len(records)
     assert {record["status"] for record in records} == {"completed"}
     return found
