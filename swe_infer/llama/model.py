@@ -26,8 +26,7 @@ from swe_infer.llama.attention.native import Backend as NativeAttention
 from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.large_pages import Arena
-from swe_infer.llama.native.kernels import Kernels, PackedWeight, load_kernels
-from swe_infer.llama.native.layers import Layers, LayerWeights
+from swe_infer.llama.native.kernels import Kernels, Layers, LayerWeights, PackedWeight, load_kernels
 from swe_infer.llama.placement import onednn_multiplies, product_dtype
 from swe_infer.llama.rope import RotaryEmbedding, rotate
 from swe_infer.llama.tp_rank import SINGLE_RANK, TPRank

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
@@ -85,7 +86,8 @@ class Backend(AttentionBackend[Units]):
                 segments.append((place, 1, starts[sequence], shared, layout.key_lens[sequence]))
                 tokens.append(firsts[sequence])
                 visible.append(layout.key_lens[sequence])
-        return Units.from_lists(units, tokens, visible, segments, tables)
+        lists = units, tokens, visible, segments, tables
+        return Units(*(torch.tensor(values, dtype=torch.int32) for values in lists))
 
     def _shared_groups(self, layout: Layout, singles: list[int]) -> list[tuple[list[int], int]]:
         """Group the sequences with one row by shared prefix, with the number of shared keys; 0 for a sequence

@@ -8,6 +8,7 @@
 #include "tiles.h"
 
 using Layout = TileLayout<element>;
+using Product = VectorProduct<element>;
 constexpr int GRAIN = Layout::GRAIN, DEPTH = Layout::DEPTH, TILE = Layout::TILE;
 constexpr int BLOCK = 32;
 constexpr int KEY_PANEL = 128;  // whose softmax weights are computed together
@@ -26,8 +27,7 @@ struct Segment {
 struct Work {
     const Unit* units;
     int64_t count;
-    const int32_t* tokens;
-    const int32_t* visible;
+    const int32_t *tokens, *visible;
     const Segment* segments;
     const int32_t* tables;
 };
@@ -37,8 +37,7 @@ struct Attention {
     element* out;
     const element* q;
     int64_t q_token;
-    const element* keys;
-    const element* values;
+    const element *keys, *values;
     int64_t heads, kv_heads, head_dim, window;
     Work work;
 };
@@ -50,11 +49,6 @@ struct State {
     alignas(64) float sums[MAX_ROWS * MAX_HEAD_DIM], part[MAX_ROWS * 2 * WIDTH];
     float top[MAX_ROWS], total[MAX_ROWS];
 };
-
-// exp2_of without denormal results, which are about a hundred times slower. NaN stays NaN.
-INLINE Vector weight_of(Vector x) {
-    return exp2_of(larger(splat(-125.0f), x));
-}
 
 INLINE bool is_finite(element x) {
     return sizeof x == sizeof(float) ? x - x == 0 : ((int)x & 0x7f80) != 0x7f80;
@@ -76,17 +70,18 @@ static void softmax(State& state, int row, int first, int end, float scale, int 
     for (int i = 0; i < KEY_PANEL; i += WIDTH)
         for (int j = 0; j < PARTS; j++)
             most[j] = larger(most[j], seen(load(scores + i + j * LANES), i + j * LANES, -INFINITY));
-    const float before = state.top[row], top = fmaxf(before, largest(most));
+    const float before = state.top[row],
+                top = fmaxf(before, reduced(most, [](float a, float b) { return a > b ? a : b; }));
     const Vector factor = splat(scale), shift = splat(-top * scale);
     for (int i = 0; i < KEY_PANEL; i += WIDTH)
         for (int j = 0; j < PARTS; j++) {
             const int key = i + j * LANES;
-            const Vector weight = seen(weight_of(fused(load(scores + key), factor, shift)), key, 0);
+            const Vector weight = seen(exp2_of(fused(load(scores + key), factor, shift)), key, 0);
             total[j] = total[j] + weight;
             store(weights + key, weight);
         }
     if (top != before) {
-        const Vector shrink = weight_of(splat((before - top) * scale));
+        const Vector shrink = exp2_of(splat((before - top) * scale));
         float* sums = state.sums + row * head_dim;
         for (int d = 0; d < head_dim; d += LANES) store(sums + d, load(sums + d) * shrink);
         state.total[row] *= shrink[0];
@@ -108,16 +103,16 @@ static void attend_segment(State& state, Tiles& tiles, const Attention& args, co
         return pool + ((int64_t)table[block] * args.kv_heads + kv_head) * size;
     };
     const auto first_seen = [&](int token) { return visible[token] > window ? visible[token] - window : 0; };
-    int start = first_seen(0);
-    for (int t = 1; t < segment.tokens; t++) start = first_seen(t) < start ? first_seen(t) : start;
-    start = start / KEY_PANEL * KEY_PANEL;
+    int start = INT32_MAX;
+    for (int t = 0; t < segment.tokens; t++) start = std::min(start, first_seen(t));
+    start = std::max(start / KEY_PANEL * KEY_PANEL, segment.begin);
     constexpr int DEPTHS_IN_BLOCK = BLOCK / DEPTH, MAX_BLOCKS = KEY_PANEL / BLOCK;
     static_assert(KEY_PANEL <= MAX_HEAD_DIM, "b has space for the tiles of a head and of a panel");
     const element *keys[MAX_BLOCKS], *values[MAX_BLOCKS], *b[MAX_HEAD_DIM / DEPTH];
     const bool turns = rows <= FEW && !Tiles::MATRIX;
     const int columns = turns ? WIDTH : BLOCK, depth = turns ? DEPTH : dim;  // of a product
-    for (int begin = start > segment.begin ? start : segment.begin; begin < segment.end; begin += KEY_PANEL) {
-        const int blocks = ((segment.end - begin < KEY_PANEL ? segment.end - begin : KEY_PANEL) + BLOCK - 1) / BLOCK;
+    for (int begin = start; begin < segment.end; begin += KEY_PANEL) {
+        const int blocks = (std::min(segment.end - begin, KEY_PANEL) + BLOCK - 1) / BLOCK;
         for (int i = 0; i < blocks; i++) {
             keys[i] = block_of(args.keys, begin / BLOCK + i);
             values[i] = block_of(args.values, begin / BLOCK + i);
@@ -132,22 +127,20 @@ static void attend_segment(State& state, Tiles& tiles, const Attention& args, co
                 for (int i = 0; i < blocks; i++) {
                     const int place = column * dim + d * WIDTH;
                     for (int j = 0; j < depth / DEPTH; j++) b[j] = keys[i] + place + j * TILE;
-                    tiles.multiply(
-                        VectorProduct<element>{state.scores + first * KEY_PANEL + i * BLOCK + column, KEY_PANEL,
-                                               state.q + first * dim + d, dim, b, columns > WIDTH ? dim * WIDTH : 0,
-                                               depth / DEPTH, d == 0, turns ? values[i] + place : nullptr},
-                        rows);
+                    tiles.multiply(Product{state.scores + first * KEY_PANEL + i * BLOCK + column, KEY_PANEL,
+                                           state.q + first * dim + d, dim, b, columns > WIDTH ? dim * WIDTH : 0,
+                                           depth / DEPTH, d == 0, turns ? values[i] + place : nullptr},
+                                   rows);
                 }
         for (int row = 0; row < rows; row++)
             softmax(state, first + row, first_seen(row / group) - begin, visible[row / group] - begin, scale, dim);
         for (int d = 0; d < dim; d += 2 * WIDTH) {
-            const int wide = dim - d > WIDTH ? 2 * WIDTH : WIDTH;
+            const int wide = std::min(dim - d, 2 * WIDTH);
             for (int i = 0; i < blocks * DEPTHS_IN_BLOCK; i++)
                 b[i] = values[i / DEPTHS_IN_BLOCK] + d * BLOCK + i % DEPTHS_IN_BLOCK * TILE;
-            tiles.multiply(
-                VectorProduct<element>{state.part, wide, state.weights + first * KEY_PANEL, KEY_PANEL, b,
-                                       wide > WIDTH ? BLOCK * WIDTH : 0, blocks * DEPTHS_IN_BLOCK, true, nullptr},
-                rows);
+            tiles.multiply(Product{state.part, wide, state.weights + first * KEY_PANEL, KEY_PANEL, b,
+                                   wide > WIDTH ? BLOCK * WIDTH : 0, blocks * DEPTHS_IN_BLOCK, true, nullptr},
+                           rows);
             for (int i = 0; i < rows * wide; i += LANES) {
                 float* sums = state.sums + (first + i / wide) * dim + d + i % wide;
                 store(sums, load(sums) + load(state.part + i));
@@ -159,7 +152,7 @@ static void attend_segment(State& state, Tiles& tiles, const Attention& args, co
 static void attend_unit(State& state, Tiles& tiles, const Attention& args, const Unit& unit, int kv_head) {
     const int dim = (int)args.head_dim, all = (int)(args.heads / args.kv_heads);
     for (int start = 0; start < all; start += MAX_ROWS) {
-        const int group = all - start < MAX_ROWS ? all - start : MAX_ROWS;
+        const int group = std::min(all - start, MAX_ROWS);
         const int64_t head = (int64_t)(kv_head * all + start) * dim;
         const int32_t* tokens = args.work.tokens + unit.first_token;
         const int rows = unit.tokens * group;
@@ -209,12 +202,11 @@ extern "C" void write_cache(element* keys, element* values, const element* k, in
             const element* from = k + t * k_token + head * head_dim;
             element* to = keys + start + offset / WIDTH * WIDTH * head_dim;
             for (int d = 0; d < head_dim; d += GRAIN)
-                memcpy(to + d / DEPTH * TILE + Layout::offset_of(d % DEPTH, offset % WIDTH), from + d,
-                       GRAIN * sizeof(element));
+                memcpy(to + Layout::offset_of(d, offset % WIDTH), from + d, GRAIN * sizeof(element));
             from = v + t * v_token + head * head_dim;
-            to = values + start + offset / DEPTH * TILE;
+            to = values + start;
             for (int d = 0; d < head_dim; d++)
-                to[d / WIDTH * WIDTH * BLOCK + Layout::offset_of(offset % DEPTH, d % WIDTH)] =
+                to[d / WIDTH * WIDTH * BLOCK + Layout::offset_of(offset, d % WIDTH)] =
                     is_finite(from[d]) ? from[d] : element{};
         }
     }

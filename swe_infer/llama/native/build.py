@@ -18,15 +18,15 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
@@ -37,10 +37,15 @@ _log = logging.getLogger(__name__)
 
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC", "-Wl,-Bsymbolic")
 _VARIABLE = "SWE_INFER_NATIVE_KERNELS"
-_LIMITS = ("off", "avx2", "avx512", "amx")
 _AVX2 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
-_AMX = frozenset({"amx_tile", "amx_bf16"})
+_SETS = {
+    "avx2": (_AVX2, ("-march=x86-64-v3",)),
+    "avx512": (_AVX512, ("-march=x86-64-v4",)),
+    "amx": (_AVX512 | {"amx_tile", "amx_bf16"}, ("-march=x86-64-v4", "-mamx-tile", "-mamx-bf16")),
+}
+"""Instruction sets of x86-64, the latest last: flags of the processor, as named by Linux, and of the compiler."""
+_LIMITS = ("off", *_SETS)
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 120
 
@@ -85,34 +90,29 @@ def library(bfloat16: bool, limit: str = "amx") -> ctypes.CDLL:
             raise Unavailable("there are no kernels in bfloat16 for ARM")
         return compiled("neon")
     features = _processor()
-    wide = limit != "avx2" and features >= _AVX512
-    if bfloat16 and not (wide and "avx512_bf16" in features):
+    sets = [name for name in _LIMITS[1 : _LIMITS.index(limit) + 1] if features >= _SETS[name][0]]
+    if bfloat16 and not ("avx512" in sets and "avx512_bf16" in features):
         raise Unavailable("bfloat16 needs a processor with AVX-512 BF16")
-    if not features >= _AVX2:
+    if not sets:
         raise Unavailable("needs a processor with AVX2 and FMA")
-    if not wide:
-        return compiled("avx2", "-march=x86-64-v3")
-    flags = ["-march=x86-64-v4", *(["-mavx512bf16", "-DBFLOAT16"] if bfloat16 else [])]
-    if limit == "amx" and features >= _AMX:
+    flags = ("-mavx512bf16", "-DBFLOAT16") if bfloat16 else ()
+    if sets[-1] == "amx":
         try:
-            loaded = compiled("amx", *flags, "-mamx-tile", "-mamx-bf16")
-        except Unavailable as error:
-            _log.debug("no kernels with AMX: %s", error)  # for example an older compiler
-        else:
+            loaded = compiled("amx", *_SETS["amx"][1], *flags)
             if loaded.initialise():
                 return loaded
-            _log.debug("the kernel does not grant AMX tiles to this process")
-    return compiled("avx512", *flags)
+            _log.warning("no kernels with AMX: Linux does not grant its registers to this process")
+        except Unavailable as error:  # for example an older compiler
+            _log.warning("no kernels with AMX: %s", error)
+        sets.pop()
+    return compiled(sets[-1], *_SETS[sets[-1]][1], *flags)
 
 
 def _processor() -> frozenset[str]:
     """CPU feature flags, as named by Linux."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.partition(":")[2].split())
-    except OSError as error:
-        _log.debug("/proc/cpuinfo cannot be read: %s", error)
+    with suppress(OSError):
+        if found := re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return frozenset(found[1].split())
     return frozenset()
 
 
@@ -127,7 +127,7 @@ def compiled(name: str, *flags: str, folder: Path | None = None) -> ctypes.CDLL:
     """
     folder = folder or Path(__file__).parent
     sources = sorted(folder.glob("*.cpp"))
-    digest = hashlib.sha256("\0".join((*_FLAGS, *flags, _c_library())).encode())
+    digest = hashlib.sha256("\0".join((*_FLAGS, *flags, *platform.libc_ver())).encode())
     for path in (*sources, *sorted(folder.glob("*.h"))):
         digest.update(path.read_bytes())
     compiler, identity = _compiler()
@@ -135,23 +135,23 @@ def compiled(name: str, *flags: str, folder: Path | None = None) -> ctypes.CDLL:
     home = cache_home()
     if home is not None:
         try:
-            place = _private(home / "kernels")
-            return _cached(place, f"{name}-{digest.hexdigest()[:16]}", identity, command)
+            return _cached(home / "kernels", f"{name}-{digest.hexdigest()[:16]}", identity, command)
         except OSError as error:
             _log.warning("compiling kernels for this process alone, which takes a few seconds: %s", error)
     try:
         with tempfile.TemporaryDirectory() as alone:
-            _compile(command, Path(alone) / "kernels.so")
-            return _open(Path(alone) / "kernels.so")
+            return _compile(command, Path(alone) / "kernels.so")
     except OSError as error:
         raise Unavailable(f"they cannot be compiled in the folder for temporary files: {error}") from error
 
 
-def _private(folder: Path) -> Path:
-    """Create ``folder`` for this user alone, or check that it is.
+def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -> ctypes.CDLL:
+    """Load the library of a compiler; without a compiler, that of any. One process at a time looks for it and
+    compiles it. Machines with other runtimes may share the folder: a library that cannot be loaded stays, and this
+    machine compiles its own beside it.
 
     Raises:
-        OSError: it cannot be created, another user owns it or may write in it, or programs may not run from it.
+        OSError: the folder cannot be written, is not this user's alone, or programs may not run from it.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = folder.lstat()
@@ -159,53 +159,23 @@ def _private(folder: Path) -> Path:
         raise PermissionError(f"{folder} must be a folder of this user in which nobody else may write")
     if os.statvfs(folder).f_flag & os.ST_NOEXEC:
         raise PermissionError(f"{folder} is on a file system that is mounted noexec")
-    return folder
-
-
-def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -> ctypes.CDLL:
-    """Load the library of a compiler; without a compiler, that of any. Machines with other runtimes may share the
-    folder: a library that cannot be loaded stays, and this machine compiles its own beside it.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
     host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    with _locked(folder):
-        names = [f"{kind}-{compiler}.so", f"{kind}-{compiler}-{host}.so"]
-        found = [folder / name for name in names] if compiler else sorted(folder.glob(f"{kind}-*.so"))
-        for path in filter(Path.is_file, found):
-            try:
-                if path.lstat().st_uid != os.geteuid():  # from a time when others could write in the folder
-                    raise Unavailable("another user wrote it")
-                return _open(path)
-            except Unavailable as error:
-                _log.debug("%s: compiled again for this machine", error)
-        target = next((path for path in found if not path.exists()), folder / names[-1])
-        _compile(command, target)
-        return _open(target)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time look for a library and compile it. Without file locks several may compile."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with open(folder / "lock", "w", opener=partial(os.open, mode=0o600)) as lock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # without locks several processes may compile
             if not has_no_locks(error):
                 raise
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _c_library() -> str:
-    """Name and version of the C library."""
-    try:
-        return os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except (OSError, ValueError):  # not glibc
-        return " ".join(platform.libc_ver())
+        own = [folder / f"{kind}-{compiler}.so", folder / f"{kind}-{compiler}-{host}.so"]
+        for path in own if compiler else sorted(folder.glob(f"{kind}-*.so")):
+            if not path.exists():
+                return _compile(command, path)
+            try:
+                if path.lstat().st_uid == os.geteuid():  # else from a time when others could write in the folder
+                    return ctypes.CDLL(str(path))
+            except OSError as error:
+                _log.debug("%s: compiled again for this machine: %s", path, error)
+        return _compile(command, own[-1])
 
 
 def _compiler() -> tuple[list[str], str | None]:
@@ -224,19 +194,12 @@ def _compiler() -> tuple[list[str], str | None]:
     return command, hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
-def _open(path: Path) -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise Unavailable(f"the compiled kernels cannot be loaded ({error})") from error
-
-
-def _compile(command: list[str], target: Path) -> None:
-    """Compile into ``target``, which is created atomically.
+def _compile(command: list[str], target: Path) -> ctypes.CDLL:
+    """Compile and load a library, and then create ``target`` atomically.
 
     Raises:
         OSError: its folder cannot be written, or the disk is full.
-        Unavailable: the compiler fails.
+        Unavailable: the compiler fails, or makes a library that cannot be loaded.
     """
     compiler = command[0]
     if not compiler:
@@ -246,15 +209,10 @@ def _compile(command: list[str], target: Path) -> None:
         made = Path(folder) / target.name
         # The server of a compiler cache may hold the end of a pipe, and the disk may be full.
         with open(os.memfd_create("messages"), "w+b") as messages:
+            run = partial(subprocess.run, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=messages)
+            environment = {**os.environ, "TMPDIR": folder, "LC_ALL": "C"}
             try:
-                done = subprocess.run(
-                    [*command, str(made)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=messages,
-                    timeout=_TIMEOUT_S,
-                    env={**os.environ, "TMPDIR": folder, "LC_ALL": "C"},
-                )
+                done = run([*command, str(made)], timeout=_TIMEOUT_S, env=environment)
             except OSError as error:  # for example a program of another processor
                 raise Unavailable(f"CXX={compiler}: not a compiler that can be run ({error.strerror})") from error
             except subprocess.TimeoutExpired as error:
@@ -267,5 +225,10 @@ def _compile(command: list[str], target: Path) -> None:
             lines = [line.strip() for line in said.splitlines() if not line.startswith("collect2:")]
             why = next((line for line in lines if "error" in line), lines[-1] if lines else f"exit {done.returncode}")
             raise Unavailable(f"{compiler} cannot compile the kernels ({why})")
+        try:
+            ctypes.CDLL(str(made))
+        except OSError as error:
+            raise Unavailable(f"the compiled kernels cannot be loaded ({error})") from error
         os.replace(made, target)
     _log.info("compiled kernels for this processor in %.1f s", time.perf_counter() - started)
+    return ctypes.CDLL(str(target))

@@ -13,7 +13,7 @@ import ctypes
 import logging
 import math
 from collections.abc import Sequence
-from ctypes import c_float, c_int64, c_void_p
+from ctypes import c_float, c_int64
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from swe_infer.llama.large_pages import Arena
+from swe_infer.llama.large_pages import Arena, zeros
 from swe_infer.llama.native.build import Unavailable, library
 
 BLOCK = 32
@@ -37,17 +37,20 @@ TILE_DEPTH = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 16}
 """The inputs of a packed weight, and the head dimension, must be a multiple of this."""
 
 _TILE_WIDTH = 16
-_PACKED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PACKED_TYPES = tuple(TILE_DEPTH)
 _CHECKED_ELEMENTS = 1 << 20
 _NO_WINDOW = 2**31 - 1
 
 _log = logging.getLogger(__name__)
 
 
-def words(*values: Tensor | int | None) -> ctypes.Array[c_int64]:
+def _word(value: Tensor | int | None) -> int:
+    return value.data_ptr() if isinstance(value, Tensor) else value or 0
+
+
+def _words(*values: Tensor | int | None) -> ctypes.Array[c_int64]:
     """A struct of the C++ sources, whose members are addresses and integers of 64 bits."""
-    members = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in values]
-    return (c_int64 * len(members))(*members)
+    return (c_int64 * len(values))(*map(_word, values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,6 @@ class PackedWeight:
     outputs: int
     inputs: int
     gated: bool
-
-    @property
-    def tiles(self) -> Tensor:
-        """``data`` by tile of 16 outputs, line, output, and adjacent inputs."""
-        grain = TILE_DEPTH[self.data.dtype] // _TILE_WIDTH
-        lines = self.inputs // grain
-        return self.data.view(len(self.data) // (_TILE_WIDTH * self.inputs), lines, _TILE_WIDTH, grain)
 
     def members(self, bias_O: Tensor | None) -> tuple[Tensor | int | None, ...]:
         """``Weight`` of the C++ sources. The type of ``data`` matters under float32 activations alone."""
@@ -96,18 +92,6 @@ class Units:
     segments: Tensor
     tables: Tensor
 
-    @classmethod
-    def from_lists(
-        cls,
-        units: Sequence[tuple[int, int, int, int]],
-        tokens: Sequence[int],
-        visible: Sequence[int],
-        segments: Sequence[tuple[int, int, int, int, int]],
-        tables: Sequence[int],
-    ) -> Units:
-        made = [torch.tensor(values, dtype=torch.int32) for values in (units, tokens, visible, segments, tables)]
-        return cls(*made)
-
     def members(self) -> tuple[Tensor | int, ...]:
         """``Work`` of the C++ sources."""
         return self.units, len(self.units), self.tokens, self.visible, self.segments, self.tables
@@ -123,12 +107,7 @@ class Kernels:
     def run(self, name: str, *arguments: Tensor | ctypes.Array[c_int64] | c_float | int | None) -> None:
         """Call a kernel with addresses, integers of 64 bits, and torch's number of threads."""
         values = [
-            c_void_p(value.data_ptr())
-            if isinstance(value, Tensor)
-            else c_int64(value)
-            if isinstance(value, int)
-            else value
-            for value in arguments
+            value if isinstance(value, ctypes.Array | c_float) else c_int64(_word(value)) for value in arguments
         ]
         getattr(self.compiled, name)(*values, c_int64(torch.get_num_threads()))
 
@@ -166,22 +145,25 @@ class Kernels:
         tiles = (outputs + padding) // _TILE_WIDTH
         packed = PackedWeight((arena or Arena()).empty(tiles * _TILE_WIDTH * inputs, dtype), outputs, inputs, gated)
         halves, pairs = (2, tiles // 2) if gated else (1, tiles)  # tiles of gates alternate with those of values
-        grain = packed.tiles.shape[-1]
-        from_PHWLG = weight_OI.reshape(halves, pairs, _TILE_WIDTH, inputs // grain, grain).transpose(0, 1)
-        packed.tiles.view(pairs, halves, inputs // grain, _TILE_WIDTH, grain).copy_(from_PHWLG.transpose(2, 3))
+        whole = torch.int32 if dtype == torch.bfloat16 else dtype  # adjacent inputs of bfloat16 stay together
+        from_OL = weight_OI.to(dtype).contiguous().view(whole)
+        lines = from_OL.shape[1]
+        from_PHLO = from_OL.view(halves, pairs, _TILE_WIDTH, lines).permute(1, 0, 3, 2)
+        packed.data.view(whole).view(pairs, halves, lines, _TILE_WIDTH).copy_(from_PHLO)
         return packed
 
     def unpack(self, weight: PackedWeight, rows_T: Tensor) -> Tensor:
         """Return rows of a weight that is not gated, unpacked: an embedding lookup."""
-        rows = weight.tiles[rows_T // _TILE_WIDTH, :, rows_T % _TILE_WIDTH]
-        return rows.to(self.dtype).view(len(rows_T), weight.inputs)
+        grain = TILE_DEPTH[weight.data.dtype] // _TILE_WIDTH
+        tiles = weight.data.view(-1, weight.inputs // grain, _TILE_WIDTH, grain)
+        return tiles[rows_T // _TILE_WIDTH, :, rows_T % _TILE_WIDTH].to(self.dtype).view(len(rows_T), weight.inputs)
 
     def linear(self, x: Tensor, weight: PackedWeight, bias_O: Tensor | None) -> Tensor:
         """Return ``x W^T + b`` over the last dimension, or half as many gated values."""
         x = x.contiguous()
         columns = weight.outputs // 2 if weight.gated else weight.outputs
         out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
-        self.run("linear", out, x, math.prod(x.shape[:-1]), words(*weight.members(bias_O)))
+        self.run("linear", out, x, math.prod(x.shape[:-1]), _words(*weight.members(bias_O)))
         return out
 
     def write_cache(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, places_T: Tensor) -> None:
@@ -191,8 +173,8 @@ class Kernels:
             places_T: ``block * BLOCK + offset`` of each token, int64.
         """
         tokens, kv_heads, head_dim = k_TKD.shape
-        k, v = (k_TKD, k_TKD.stride(0)), (v_TKD, v_TKD.stride(0))
-        self.run("write_cache", k_pool, v_pool, *k, *v, places_T, tokens, kv_heads, head_dim)
+        given = k_TKD, k_TKD.stride(0), v_TKD, v_TKD.stride(0), places_T
+        self.run("write_cache", k_pool, v_pool, *given, tokens, kv_heads, head_dim)
 
     def attend(
         self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, units: Units, window: int | None = None
@@ -204,12 +186,80 @@ class Kernels:
         """
         tokens, heads, head_dim = q_THD.shape
         out_THD = torch.empty((tokens, heads, head_dim), dtype=q_THD.dtype)
-        if len(units.tokens) < tokens:
-            out_THD[len(units.tokens) :] = 0
+        out_THD[len(units.tokens) :] = 0
         window = _NO_WINDOW if window is None else min(window, _NO_WINDOW)
         shape = heads, k_pool.shape[1], head_dim, window
-        self.run("attend", words(out_THD, q_THD, q_THD.stride(0), k_pool, v_pool, *shape, *units.members()))
+        self.run("attend", _words(out_THD, q_THD, q_THD.stride(0), k_pool, v_pool, *shape, *units.members()))
         return out_THD
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """Weights of one layer.
+
+    Args:
+        products: packed weight and bias of ``qkv``, ``o``, ``gate_up`` (gated) and ``down``.
+    """
+
+    input_norm_E: Tensor
+    post_norm_E: Tensor
+    products: Sequence[tuple[PackedWeight, Tensor | None]]
+
+    def members(self) -> list[Tensor | int | None]:
+        """``Layer`` of the C++ sources."""
+        members: list[Tensor | int | None] = [self.input_norm_E, self.post_norm_E]
+        for weight, bias_O in self.products:
+            members += weight.members(bias_O)
+        return members
+
+
+class Layers:
+    """Runs all layers in one call per step: the weights would evict the interpreter's working set between operations.
+    The result is bit-identical to the layer-by-layer path of
+    :meth:`swe_infer.llama.model.LlamaForCausalLM.decode`. Figures: ``benchmarks/README.md``.
+
+    Args:
+        weights: of each layer; their addresses must not change.
+        heads: numbers of query heads and of key-value heads.
+    """
+
+    def __init__(
+        self, kernels: Kernels, weights: Sequence[LayerWeights], heads: tuple[int, int], head_dim: int, eps: float
+    ) -> None:
+        self._kernels = kernels
+        self._weights = weights
+        self._layers = _words(*[member for layer in weights for member in layer.members()])
+        self._shape = len(weights), *heads, head_dim
+        self._eps = c_float(eps)
+        qkv, o, gate_up, _ = (weight.outputs for weight, _ in weights[0].products)
+        # The normed and the attended rows, queries with keys before and after rotation, values, and the inner rows.
+        self._scratch_row = o + qkv + sum(heads) * head_dim + heads[0] * head_dim + gate_up // 2
+        self._scratch = torch.empty(0, dtype=kernels.dtype)
+
+    def __call__(
+        self,
+        x_TE: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        places_T: Tensor,
+        units: Units,
+        k_pools: Sequence[Tensor],
+        v_pools: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the residual stream, which overwrites ``x_TE``, and the last block's contribution to add to it.
+
+        Args:
+            k_pools, v_pools: of each layer, evenly spaced in memory.
+        """
+        rows = len(x_TE)
+        if len(self._scratch) < rows * self._scratch_row:
+            self._scratch = zeros([rows * self._scratch_row], x_TE.dtype)
+        delta_TE = torch.empty_like(x_TE)
+        following = k_pools[1] if len(k_pools) > 1 else k_pools[0]
+        pool = (following.data_ptr() - k_pools[0].data_ptr()) // x_TE.itemsize
+        tensors = x_TE, delta_TE, self._scratch, *cos_sin, k_pools[0], v_pools[0], pool, places_T
+        step = _words(*tensors, rows, len(units.tokens), *units.members(), *self._shape)
+        self._kernels.run("run_layers", step, self._layers, self._eps)
+        return x_TE, delta_TE
 
 
 def _fits(weight_OI: Tensor, dtype: torch.dtype) -> bool:

@@ -144,11 +144,10 @@ void multiply(element* out, const element* x, int64_t rows, const Weight& weight
     const int chunks = inputs / Layout::DEPTH, panels = (outputs + PANEL - 1) / PANEL;
     const int64_t out_row = weight.gated ? outputs / 2 : outputs, second = (int64_t)WIDTH * inputs;
     const int blocks = (int)((rows + STREAMED_ROWS - 1) / STREAMED_ROWS);
-    const int even = blocks * panels / (4 * threads);  // several groups per thread, for load balance
-    const int most = even < 4 ? 4 : even > MAX_PANELS ? MAX_PANELS : even;
     const bool few = APART && rows <= FEW;
-    int group = GROUP_BYTES / (PANEL * inputs * (int)sizeof(W));
-    group = few ? STREAMS : group < 1 ? 1 : group > most ? most : group;
+    // Several groups per thread, for load balance.
+    const int most = std::clamp(blocks * panels / (4 * threads), 4, MAX_PANELS);
+    const int group = few ? STREAMS : std::clamp(GROUP_BYTES / (PANEL * inputs * (int)sizeof(W)), 1, most);
     const int step = few ? STREAM_CHUNKS : CHUNKS;
     const int groups = (panels + group - 1) / group;
 #pragma omp parallel num_threads(thread_count(threads, rows * outputs * inputs))
@@ -158,17 +157,17 @@ void multiply(element* out, const element* x, int64_t rows, const Weight& weight
         const W* b[CHUNKS];
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < blocks * groups; i++) {
-            const int first = i / blocks * group, last = first + group < panels ? first + group : panels;
+            const int first = i / blocks * group, last = std::min(first + group, panels);
             const int64_t begin = (int64_t)(i % blocks) * STREAMED_ROWS;
-            const int64_t end = begin + STREAMED_ROWS < rows ? begin + STREAMED_ROWS : rows;
+            const int64_t end = std::min(begin + STREAMED_ROWS, rows);
             for (int64_t row = begin; row < end; row += BLOCK_ROWS) {
-                const int row_count = end - row < BLOCK_ROWS ? (int)(end - row) : BLOCK_ROWS;
+                const int row_count = (int)std::min<int64_t>(end - row, BLOCK_ROWS);
                 for (int chunk = 0; chunk < chunks; chunk += CHUNKS) {
-                    const int deep = chunks - chunk < CHUNKS ? chunks - chunk : CHUNKS;
+                    const int deep = std::min(chunks - chunk, CHUNKS);
                     activations.load_rows(x + row * inputs + chunk * Layout::DEPTH, inputs, row_count, deep);
                     for (int c = 0; c < deep; c += step)
                         for (int panel = first; panel < last; panel++) {
-                            const int count = deep - c < step ? deep - c : step;
+                            const int count = std::min(deep - c, step);
                             for (int j = 0; j < count; j++)
                                 b[j] = packed + ((int64_t)panel * 2 * chunks + chunk + c + j) * Layout::TILE;
                             float* to = APART ? apart[few ? panel - first : 0] : sums[panel - first];

@@ -9,6 +9,7 @@
 // exact.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "vector.h"
@@ -93,26 +94,17 @@ struct VectorProduct {
     bool zero_init;
     const T* ahead;  // if not null, prefetches as many lines as it reads, from here
 
-    void multiply(int rows) const {
-        int row = 0;
-        for (; rows - row >= TALL; row += TALL) panel<TALL>(row);
-        rest<TALL - 1>(row, rows - row);
+    static constexpr int TALL = LANES == 16 ? 8 : 6;  // rows whose sums stay in registers
+
+    template <int ROWS = TALL>
+    void multiply(int rows, int row = 0) const {
+        for (; rows - row >= ROWS; row += ROWS) panel<ROWS>(row);
+        if constexpr (ROWS > 1) multiply<ROWS - 1>(rows, row);
     }
 
 private:
     using Layout = TileLayout<T>;
-    static constexpr int TALL = LANES == 16 ? 8 : 6;  // rows whose sums stay in registers
     static constexpr int STEPS = sizeof(element) == sizeof(float) ? Layout::GRAIN : 1;  // or pairs
-
-    template <int ROWS>
-    void rest(int row, int rows) const {
-        if constexpr (ROWS > 0) {
-            if (rows == ROWS)
-                panel<ROWS>(row);
-            else
-                rest<ROWS - 1>(row, rows);
-        }
-    }
 
     template <int ROWS>
     void panel(int row) const {
@@ -149,27 +141,22 @@ private:
     }
 };
 
-// Products of elements with tiles of elements.
+// Products of elements with tiles of elements, by this thread.
+struct Tiles {
 #if defined(__AMX_BF16__) && defined(BFLOAT16)
-class Tiles {
-public:
     static constexpr bool MATRIX = true;  // always 32 columns, and prefetches nothing
+    MatrixTiles matrix;
 
     void multiply(const VectorProduct<element>& p, int rows) {
-        matrix_.multiply<1>(p.c, p.c_row, {p.a, p.a_row, TileLayout<element>::DEPTH, 0, 16 * p.a_row}, rows, p.b,
-                            p.second, p.chunks, p.zero_init);
+        matrix.multiply<1>(p.c, p.c_row, {p.a, p.a_row, TileLayout<element>::DEPTH, 0, 16 * p.a_row}, rows, p.b,
+                           p.second, p.chunks, p.zero_init);
     }
-
-private:
-    MatrixTiles matrix_;
-};
 #else
-struct Tiles {
     static constexpr bool MATRIX = false;
 
     template <typename T>
     void multiply(const VectorProduct<T>& product, int rows) {
         product.multiply(rows);
     }
-};
 #endif
+};
