@@ -196,20 +196,22 @@ class DataParallelEngine:
                 return
 
     def _assign_requests(self, source: Iterator[GenerationRequest]) -> None:
-        """Assign requests while workers have capacity. Those that must be alone run on an idle engine that works, and
-        else when no other request waits."""
+        """Assign requests while workers have capacity. Those that must be alone run on an idle one that has answered
+        others; if none has, they run last."""
         workers = self.workers
         while True:
             if not self._waiting and (request := next(source, None)) is not None:
                 self._waiting.append(request)
             worker = max((w for w in workers if not w.outstanding), key=lambda w: w.answered, default=None)
-            alone = bool(self._alone and worker and (worker.answered or not self._waiting))
+            untried = not self._waiting and not any(w.answered for w in workers)
+            alone = bool(self._alone and worker and (worker.answered or untried))
             if not alone:
                 worker = choose_worker(workers, self._waiting[0], self.options) if self._waiting else None
             if worker is None:
                 return
             request = (self._alone if alone else self._waiting).popleft()
-            worker.assign(request, (next(self._numbers), request.key), alone=alone)  # late answers have other numbers
+            key = next(self._numbers), request.key  # late answers have other numbers
+            worker.assign(request, key, alone=alone)
 
     def _send_commands(self) -> None:
         """Call workers. Raises ConfigError if a drafter cannot be pickled."""

@@ -181,6 +181,36 @@ def test_an_engine_that_fails_time_and_again_is_given_up_and_fails_no_request(mo
     group.close()
 
 
+def test_a_request_that_lost_engines_waits_for_one_that_has_answered_others(model: LlamaModel) -> None:
+    """An engine that always ends does not get the request again, although it is idle and the other one is not."""
+    good, bad = thread_worker(model, "good", sequences=1), thread_worker(model, "bad", dies=True)
+    bad.paused = True
+    group = group_of(model, good, bad, sequences=1)
+    bad.paused = False
+    while len(group.workers) < 2:
+        assert len(list(group.generate(requests(1), refuse))) == 1
+    good.paused = True
+
+    class Asked:
+        """A request for each engine. The first engine goes on when the other one has lost its own twice."""
+
+        left, looks = requests(2), 0
+
+        def __iter__(self) -> Iterator[GenerationRequest]:
+            return self
+
+        def __next__(self) -> GenerationRequest:
+            if self.left:
+                return self.left.pop(0)
+            self.looks += bad.starts == 3 and bad.ready
+            good.paused = self.looks < 10
+            raise StopIteration
+
+    assert len(list(group.generate(Asked(), refuse))) == 2
+    assert bad.starts == 3
+    group.close()
+
+
 def test_if_no_engine_is_left_the_error_says_why(model: LlamaModel) -> None:
     group = group_of(model, thread_worker(model, "engine", dies=True))
     with pytest.raises(WorkerDied, match=r"^no engine is left; the last one: engine: was lost$"):
