@@ -61,7 +61,7 @@ class InstantTokenizer(LlamaTokenizer):
     """Encodes in no time, as seen from the driver of a machine with enough cores."""
 
     def encode(self, prompt: Prompt) -> list[int]:
-        return list(range(12_000))
+        return [int(prompt.sha256[:4], 16), *range(11_999)]
 
 
 class InstantEngines(DataParallelEngine):
