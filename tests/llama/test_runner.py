@@ -150,14 +150,20 @@ def test_requests_keep_their_order_and_few_are_read_ahead(checkpoint: Path) -> N
             read.append(request)
             yield request
 
-    stream = RequestStream(reading(), lambda request, outcome: None, threading.Event())
+    done: list[int] = []
+    stream = RequestStream(
+        reading(), lambda request, outcome: None, threading.Event(), lambda: done.append(stream.in_flight)
+    )
     converted = EngineRequests(engine, [stream])
     for number, expected in enumerate(requests):
         found = next(converted)
         assert found.key == (0, *expected.key)
         assert found.prompt_ids == tuple(engine.tokenizer.encode(expected.prompt))
         assert len(read) <= number + 4
-        assert stream.in_flight == number + 1, "those read ahead are not in flight"
+        assert stream.in_flight == 1, "those read ahead are not in flight"
+        stream.deliver(expected.key, Skip("ContextOverflow", "too long"))
+        assert stream.done == (number + 1 == len(requests))
+    assert done == [0]
     assert next(converted, None) is None
     converted.close()
 
