@@ -98,10 +98,14 @@ class Worker:
         self.source: DraftSource | None = None  # the last one that was sent
         self.commands: list[tuple[str, Any]] = []  # of the next call
 
+    def has_prompt(self, ids: tuple[int, ...]) -> bool:
+        """Whether the last request had this prompt. Most prompts begin alike, so lengths are compared first."""
+        return self.prompt is ids or (len(self.prompt) == len(ids) and self.prompt == ids)
+
     def assign(self, request: GenerationRequest, key: Hashable, *, alone: bool = False) -> None:
         """Assign ``request``. Samples of a prompt share a source, which is sent once."""
         self.outstanding[key] = request
-        self.queued.append(1 if self.prompt == request.prompt_ids else len(request.prompt_ids))
+        self.queued.append(1 if self.has_prompt(request.prompt_ids) else len(request.prompt_ids))
         source = request.source if request.uses_source and request.source is not self.source else None
         self.alone, self.prompt, self.source = alone, request.prompt_ids, source or self.source
         self.commands.append(("add", (replace(request.without_source(), key=key), source)))
@@ -119,7 +123,7 @@ def choose_worker(workers: Sequence[Worker], request: GenerationRequest, options
     full while another is idle. Otherwise the worker with the fewest requests is chosen.
     """
     free = [w for w in workers if len(w.outstanding) < (1 if w.alone else options.max_sequences)]
-    if same_prompt := [worker for worker in workers if worker.prompt == request.prompt_ids]:
+    if same_prompt := [worker for worker in workers if worker.has_prompt(request.prompt_ids)]:
         return next((w for w in free if w in same_prompt or not w.outstanding), None)
     free = [worker for worker in free if sum(worker.queued) < _STEPS_AHEAD * options.max_batch_tokens]
     return min(free, key=lambda worker: len(worker.outstanding), default=None)
