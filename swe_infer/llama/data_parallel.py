@@ -67,6 +67,7 @@ class Worker:
     waited_s, timeout_s = 0.0, inf
     figures: Mapping[str, float] | None = None
 
+    dumps = staticmethod(pickle.dumps)  # of commands
     start: Callable[[], str]  # starts it in a new process, and returns its name once the process exists
     call: Callable[[bytes], bytes]  # sends commands to process_worker.serve there; any error means that it ended
     kill: Callable[[bool], None]  # ends the process, even if it hangs, and for good unless the argument is True
@@ -223,7 +224,7 @@ class DataParallelEngine:
             if not worker.waits and (worker.commands or worker.outstanding):
                 commands, worker.commands = worker.commands, []
                 try:
-                    worker.calls.put(pickle.dumps(commands))
+                    worker.calls.put(worker.dumps(commands))
                 except (AttributeError, TypeError, pickle.PicklingError) as error:
                     raise ConfigError(
                         f"decoding.drafter: several engines need one that can be pickled: {error}"

@@ -96,6 +96,8 @@ class EngineActor:
 class RayWorker(Worker):
     """An engine in an actor, which Ray restarts."""
 
+    dumps = staticmethod(ray.cloudpickle.dumps)  # drafters that are defined in the main program, too
+
     def __init__(self, name: str, actor: Any) -> None:
         super().__init__()
         self.name, self._actor = name, actor
