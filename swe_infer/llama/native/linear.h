@@ -117,10 +117,8 @@ static void add(float* sums, const float* part, int count, bool zero_init) {
 }
 
 // Store a panel of sums, and their bias if it is not null: the first output at `out`. A gated panel is stored as 16
-// values, rounded as a separate activation and product would round. Inlined, it would make GCC move the sums of
-// products through memory.
-__attribute__((noinline)) static void store_panel(element* out, int64_t out_row, const float* sums, int rows,
-                                                  const Weight& weight, int panel) {
+// values, rounded as a separate activation and product would round.
+static void store_panel(element* out, int64_t out_row, const float* sums, int rows, const Weight& weight, int panel) {
     const int outputs = (int)weight.outputs, first = panel * (weight.gated ? WIDTH : PANEL);
     const auto value = [&](int column) {
         const int output = first + column % WIDTH + column / WIDTH * (weight.gated ? outputs / 2 : WIDTH);

@@ -118,26 +118,26 @@ private:
     void block(int row, int half) const {
         float* to = c + row * c_row + half * WIDTH;
         Vector sums[ROWS][VECTORS];
-        for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < VECTORS; j++) sums[r][j] = zero_init ? Vector{} : load(to + r * c_row + j * LANES);
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = zero_init ? Vector{} : load(to + r * c_row + j * LANES);
         for (int i = 0; i < chunks; i++)
             for (int depth = 0; depth < Layout::DEPTH; depth += Layout::GRAIN) {
                 const T* line = b[i] + half * second + depth * WIDTH;
                 const element* x = a + row * a_row + i * Layout::DEPTH + depth;
                 for (int j = 0; ahead && j < VECTORS; j += PARTS)
                     __builtin_prefetch(ahead + i * Layout::TILE + depth * WIDTH + (half + j / PARTS) * second);
-                for (int step = 0; step < STEPS; step++) {
+                UNROLL for (int step = 0; step < STEPS; step++) {
                     Vector columns[VECTORS];
-                    for (int j = 0; j < VECTORS; j++)
+                    UNROLL for (int j = 0; j < VECTORS; j++)
                         columns[j] = line_part(line + j / PARTS * second + j % PARTS * LANES * Layout::GRAIN, step);
-                    for (int r = 0; r < ROWS; r++) {
+                    UNROLL for (int r = 0; r < ROWS; r++) {
                         const Vector broadcast = value(x + r * a_row, step);
-                        for (int j = 0; j < VECTORS; j++) accumulate(sums[r][j], broadcast, columns[j]);
+                        UNROLL for (int j = 0; j < VECTORS; j++) accumulate(sums[r][j], broadcast, columns[j]);
                     }
                 }
             }
-        for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < VECTORS; j++) store(to + r * c_row + j * LANES, sums[r][j]);
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int j = 0; j < VECTORS; j++) store(to + r * c_row + j * LANES, sums[r][j]);
     }
 };
 

@@ -24,6 +24,8 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+// Before loops over registers: unrolled later, GCC would keep them in memory.
+#define UNROLL _Pragma("GCC unroll 16")
 
 typedef uint16_t bfloat16;
 struct float16 {
