@@ -36,7 +36,7 @@ public:
     using Layout = TileLayout<W>;
     static constexpr int DEPTH = 512 / sizeof(element);  // so that the rows stay in the first-level cache
     static constexpr int CHUNKS = DEPTH / Layout::DEPTH;
-    static constexpr bool APART = !Tiles::MATRIX;  // sum each such part of the depth apart, which is more precise
+    static constexpr bool APART = sizeof(element) == sizeof(float);  // sum each such part apart: more precise
 
     // Load rows that are `row` elements apart, over the depth of `chunks` tiles.
     void load_rows(const element* x, int64_t row, int rows, int chunks) {
