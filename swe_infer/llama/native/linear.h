@@ -28,20 +28,21 @@ struct Weight {
     int64_t type;   // 0: packed as elements, 1: as bfloat16, 2: as float16
 };
 
-// A block of rows of activations, in the layout that products with weights of type W read. Vectors read a
-// copy, since rows that are a power of two apart would evict each other from the cache.
+// A block of rows of activations, in the layout that products with weights of type W read. Floats are
+// copied, since rows that are a power of two apart would evict each other from the cache.
 template <typename W>
 class Activations {
 public:
     using Layout = TileLayout<W>;
     static constexpr int DEPTH = 512 / sizeof(element);  // so that the rows stay in the first-level cache
     static constexpr int CHUNKS = DEPTH / Layout::DEPTH;
-    static constexpr bool APART = sizeof(element) == sizeof(float);  // sum each such part apart: more precise
+    static constexpr bool COPIED = sizeof(element) == sizeof(float);
+    static constexpr bool APART = COPIED;  // sum each such part of the depth apart, which is more precise
 
     // Load rows that are `row` elements apart, over the depth of `chunks` tiles.
     void load_rows(const element* x, int64_t row, int rows, int chunks) {
         x_ = x, row_ = (int)row, rows_ = rows;
-        for (int r = 0; !Tiles::MATRIX && r < rows; r++)
+        for (int r = 0; COPIED && r < rows; r++)
             memcpy(copy_[r], x + r * row, chunks * Layout::DEPTH * sizeof(element));
     }
 
@@ -49,8 +50,8 @@ public:
     void multiply(float* c, const W* const* b, int64_t second, int first, int chunks, bool zero_init) {
         // Fewer rows wait for memory anyway.
         const W* ahead = Tiles::MATRIX || rows_ < 4 ? nullptr : b[0] + 4 * Layout::TILE;
-        const element* x = (Tiles::MATRIX ? x_ : copy_[0]) + first * Layout::DEPTH;
-        const int row = Tiles::MATRIX ? row_ : DEPTH;
+        const element* x = (COPIED ? copy_[0] : x_) + first * Layout::DEPTH;
+        const int row = COPIED ? DEPTH : row_;
         tiles_.multiply(VectorProduct<W>{c, PANEL, x, row, b, second, chunks, zero_init, ahead}, rows_);
     }
 
