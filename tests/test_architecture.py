@@ -240,10 +240,12 @@ def test_the_table_of_untrusted_input_names_tests_that_are_there() -> None:
 
 
 def test_fast_leaves_out_tests_that_start_a_process_in_a_module_that_they_call() -> None:
+    from tests.data import test_issue
     from tests.patches import test_extract
     from tests.torture import test_crashes
 
     assert starts_a_process(test_crashes.test_killed_runs_lose_only_requests_in_flight)
+    assert starts_a_process(test_issue.test_failure_is_one_line), "its server's base class is one of http.server"
     functions = [value for name, value in vars(test_extract).items() if name.startswith("test_")]
     assert functions
     assert not any(map(starts_a_process, functions))
