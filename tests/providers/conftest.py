@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from swe_infer.providers.wire import WireProvider
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
@@ -69,7 +68,9 @@ def server(shared_server: ApiServer) -> ApiServer:
 
 def build(name: str, server: ApiServer | None = None, **changes: Any) -> WireProvider:
     """The provider of ``conf/provider/NAME.yaml``, at the loopback server, with some keys changed."""
-    keys = pickle.loads(_pickled_keys(name))
+    loaded = OmegaConf.to_container(_parsed(name), resolve=True)  # the environment's variables, too
+    assert isinstance(loaded, dict)
+    keys: dict[str, Any] = {str(key): value for key, value in loaded.items()}
     module, _, attribute = keys.pop("_target_").rpartition(".")
     if server is not None:
         versioned = name.startswith("openai") or name == "vertex" or name in VENDORS
@@ -82,11 +83,9 @@ def build(name: str, server: ApiServer | None = None, **changes: Any) -> WirePro
 
 
 @functools.cache
-def _pickled_keys(name: str) -> bytes:
-    """What :func:`build` loads a thousand times."""
-    loaded = OmegaConf.to_container(OmegaConf.load(CONF / "provider" / f"{name}.yaml"), resolve=True)
-    assert isinstance(loaded, dict)
-    return pickle.dumps({str(key): value for key, value in loaded.items()})
+def _parsed(name: str) -> DictConfig | ListConfig:
+    """What :func:`build` reads a thousand times."""
+    return OmegaConf.load(CONF / "provider" / f"{name}.yaml")
 
 
 def model_for(provider: str, /, **changes: Any) -> ApiModel:
