@@ -67,8 +67,6 @@ def _reaches_a_starter(thing: object, seen: set[object]) -> bool:
         return _holds_a_starter(sys.modules[thing.__module__])
     if package not in OURS:
         return False
-    if isinstance(thing, type) and any(_reaches_a_starter(base, seen) for base in thing.__bases__):
-        return True
     return any(
         _calls_a_starter(method, seen) for method in ([thing] if isinstance(thing, FunctionType) else _methods(thing))
     )
