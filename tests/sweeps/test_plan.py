@@ -182,6 +182,7 @@ def test_the_launch_of_a_job_does_not_compose_it_again(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "composed 2", "one for the sweep, and one for its jobs"
 
 
+@pytest.mark.slow
 def test_jobs_are_composed_as_hydra_does() -> None:
     with composer(None):
         sweep = compose(
