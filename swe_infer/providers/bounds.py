@@ -42,7 +42,10 @@ _LARGE_BYTES = _MIB
 _LARGE_AT_ONCE = 4
 """How many bodies longer than ``_LARGE_BYTES`` are read at once; the others wait."""
 _MOST_MEMBERS = 16
-"""How many parts of a gzip body are read, which compressors that write at intervals begin anew."""
+"""How many members of a gzip body are read at once; compressors that write at intervals begin a new one each time."""
+_GZIP = zlib.MAX_WBITS | 16
+_PIECE_BYTES = 1 << 16
+"""What follows a member is copied, so that the time for many small members is quadratic in this."""
 _PREFIX_BYTES = 4096
 """Bytes that are kept of a line that exceeds its limit."""
 _OF_BODIES = ("content-encoding", "content-length", "transfer-encoding")
@@ -111,7 +114,7 @@ def bounded(transport: Any) -> Any:
             total, is_large = 0, False
             events = _Events() if self._has_events else None
             try:
-                async with aclosing(super().aiter_bytes(chunk_size)) as parts:
+                async with aclosing(self._plain_parts(chunk_size)) as parts:
                     async for part in parts:
                         total += len(part)
                         if (excess := total - self._limit()) > 0:
@@ -128,6 +131,22 @@ def bounded(transport: Any) -> Any:
             finally:
                 if is_large:
                     large.release()
+
+        async def _plain_parts(self, chunk_size: int | None) -> AsyncGenerator[bytes, None]:
+            if self.is_stream_consumed or self.headers.get("content-encoding", "").strip().lower() != "gzip":
+                async with aclosing(super().aiter_bytes(chunk_size)) as parts:
+                    async for part in parts:
+                        yield part
+                return
+            async with aclosing(
+                self.aiter_raw(chunk_size)
+            ) as raw:  # httpx2 reads the first member of gzip bodies only
+                try:
+                    async with aclosing(_gunzipped(raw)) as parts:
+                        async for part in parts:
+                            yield part
+                except zlib.error as error:
+                    raise httpx2.DecodingError(str(error)) from error
 
         def _limit(self) -> int:
             return self._bound if self.is_success else min(self._bound, ERROR_BYTES)
@@ -238,17 +257,43 @@ def _decompressed(body: bytes, encoding: str) -> bytes | None:
         return None
     content = b""
     for _ in range(_MOST_MEMBERS):
-        decoder = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        decoder = zlib.decompressobj(_GZIP)
         try:
-            content += decoder.decompress(body, _LARGE_BYTES)
+            content += decoder.decompress(body, _LARGE_BYTES + 1 - len(content))
         except zlib.error:
             return None
-        if not decoder.eof:
+        if not decoder.eof or len(content) > _LARGE_BYTES:
             return None
         body = decoder.unused_data
         if not body:
             return content
     return None
+
+
+async def _gunzipped(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The content of a gzip body with any number of members. What follows the last one is dropped.
+
+    Raises:
+        zlib.error: a member is damaged.
+    """
+    decoder, is_first, has_content = zlib.decompressobj(_GZIP), True, False
+    async for part in parts:
+        for start in range(0, len(part), _PIECE_BYTES):
+            piece = part[start : start + _PIECE_BYTES]
+            while piece:
+                try:
+                    content = decoder.decompress(piece, _LARGE_BYTES)
+                except zlib.error:
+                    if is_first or has_content:
+                        raise
+                    return
+                if content:
+                    has_content = True
+                    yield content
+                piece = decoder.unconsumed_tail
+                if decoder.eof:
+                    piece = decoder.unused_data
+                    decoder, is_first, has_content = zlib.decompressobj(_GZIP), False, False
 
 
 def check_values(raw: bytes | str) -> None:
