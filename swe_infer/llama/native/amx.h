@@ -14,8 +14,8 @@ public:
     // A product of `rows` rows and 32 columns: C (or 0, if `zero_init`) + A B. Tiles of columns 0 to 15 are at `b[i]`,
     // those of columns 16 to 31 are `second` elements after them.
     template <int PARTS>
-    void multiply(float* c, int c_row, const SplitMatrix& a, int rows, const bfloat16* const* b, int64_t second, int chunks,
-                  bool zero_init) {
+    void multiply(float* c, int c_row, const SplitMatrix& a, int rows, const bfloat16* const* b, int64_t second,
+                  int chunks, bool zero_init) {
         in_memory(a.first);  // GCC's tile loads do not declare that they read memory
         if (rows > 16) {
             configure(16, rows - 16);

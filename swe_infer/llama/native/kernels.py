@@ -106,9 +106,7 @@ class Kernels:
 
     def run(self, name: str, *arguments: Tensor | ctypes.Array[c_int64] | c_float | int | None) -> None:
         """Call a kernel with addresses, integers of 64 bits, and torch's number of threads."""
-        values = [
-            value if isinstance(value, ctypes.Array | c_float) else c_int64(_word(value)) for value in arguments
-        ]
+        values = [each if isinstance(each, ctypes.Array | c_float) else c_int64(_word(each)) for each in arguments]
         getattr(self.compiled, name)(*values, c_int64(torch.get_num_threads()))
 
     def add_rms_norm(

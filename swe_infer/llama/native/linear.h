@@ -48,8 +48,7 @@ public:
 
     // C (or 0, if `zero_init`) + the loaded rows, from tile `first` of the depth, times a panel.
     void multiply(float* c, const W* const* b, int64_t second, int first, int chunks, bool zero_init) {
-        // Fewer rows wait for memory anyway.
-        const W* ahead = Tiles::MATRIX || rows_ < 4 ? nullptr : b[0] + 4 * Layout::TILE;
+        const W* ahead = Tiles::MATRIX || rows_ < 4 ? nullptr : b[0] + 4 * Layout::TILE;  // few rows wait for memory
         const element* x = (COPIED ? copy_[0] : x_) + first * Layout::DEPTH;
         const int row = COPIED ? DEPTH : row_;
         tiles_.multiply(VectorProduct<W>{c, PANEL, x, row, b, second, chunks, zero_init, ahead}, rows_);

@@ -116,10 +116,10 @@ private:
     // VECTORS: registers of columns.
     template <int ROWS, int VECTORS>
     void block(int row, int half) const {
-        float* to = c + row * c_row + half * WIDTH;
+        const auto place = [&](int r, int j) { return c + (row + r) * c_row + half * WIDTH + j * LANES; };
         Vector sums[ROWS][VECTORS];
         UNROLL for (int r = 0; r < ROWS; r++)
-            UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = zero_init ? Vector{} : load(to + r * c_row + j * LANES);
+            UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = zero_init ? Vector{} : load(place(r, j));
         for (int i = 0; i < chunks; i++)
             for (int depth = 0; depth < Layout::DEPTH; depth += Layout::GRAIN) {
                 const T* line = b[i] + half * second + depth * WIDTH;
@@ -137,7 +137,7 @@ private:
                 }
             }
         UNROLL for (int r = 0; r < ROWS; r++)
-            UNROLL for (int j = 0; j < VECTORS; j++) store(to + r * c_row + j * LANES, sums[r][j]);
+            UNROLL for (int j = 0; j < VECTORS; j++) store(place(r, j), sums[r][j]);
     }
 };
 

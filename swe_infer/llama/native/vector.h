@@ -73,7 +73,7 @@ INLINE Vector fused(Vector a, Vector b, Vector c) {
 INLINE Vector masked(Vector x, int first, int end, float other) {
     Ints lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
-    return (lane >= first) & (lane < end) ? x : splat(other);
+    return ((lane >= first) & (lane < end)) ? x : splat(other);
 }
 
 // Reduces 16 lanes in halves: 8 pairs, 4 pairs, and so on.
