@@ -259,6 +259,22 @@ def test_a_relative_cache_directory_is_ignored(
     assert len(libraries(tmp_path / ".cache" / "swe_infer" / "kernels")) == 1
 
 
+def test_options_in_the_variable_do_not_hide_the_kernels(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "c++ -fvisibility=hidden")
+    assert answer(source) == 42
+
+
+def test_the_path_of_a_compiler_may_have_bytes_that_are_not_utf_8(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    monkeypatch.setenv("CXX", str(fake_compiler(folder, 'exec c++ "$@"')))
+    assert answer(source) == 42
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_a_library_of_another_user_in_the_folder_is_not_loaded(source: Path, cache: Path) -> None:
     os.chown(planted(source, cache, "foreign"), 12345, -1)

@@ -35,7 +35,7 @@ from swe_infer.resources import cache_home
 
 _log = logging.getLogger(__name__)
 
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC", "-Wl,-Bsymbolic")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC", "-fvisibility=protected")
 _VARIABLE = "SWE_INFER_NATIVE_KERNELS"
 _AVX2 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
@@ -191,7 +191,7 @@ def _compiler() -> tuple[list[str], str | None]:
     path = Path(found).resolve()
     program = path.stat()
     identity = f"{path} {program.st_size} {program.st_mtime_ns} {command[1:]}"
-    return command, hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return command, hashlib.sha256(os.fsencode(identity)).hexdigest()[:8]
 
 
 def _compile(command: list[str], target: Path) -> ctypes.CDLL:
