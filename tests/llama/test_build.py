@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -174,18 +175,26 @@ def test_without_a_cache_directory_kernels_are_compiled_for_the_process(
     assert answer(source) == 42
 
 
-@pytest.mark.parametrize("problem", ["full", "noexec"])
+@pytest.mark.parametrize("problem", ["full", "noexec", "homeless"])
 def test_where_the_cache_cannot_be_used_kernels_are_compiled_for_the_process(
     source: Path, cache: Path, tmp_path: Path, problem: str
 ) -> None:
     full = 'case "$*" in */swe_infer/kernels/*) echo "ld: No space left on device" >&2; exit 1; esac; exec c++ "$@"'
     code = (
-        "import logging, sys; from pathlib import Path; from swe_infer.llama.native.build import compiled; "
-        "logging.basicConfig(); print(compiled('test', folder=Path(sys.argv[1])).answer())"
+        "import logging, os, sys; from pathlib import Path; from swe_infer.llama.native.build import compiled; "
+        "logging.basicConfig(); len(sys.argv) < 3 or os.setresuid(int(sys.argv[2]), 0, 0); "
+        "print(compiled('test', folder=Path(sys.argv[1])).answer())"
     )
     command = [sys.executable, "-c", code, str(source)]
     environment = dict(os.environ)
-    if problem == "full":
+    if problem == "homeless":
+        if os.geteuid() != 0:
+            pytest.skip("only root may become a user that is not in the system's list")
+        command.append("54321")
+        del environment["XDG_CACHE_HOME"]
+        environment.pop("HOME", None)
+        reason = "this user has no home directory"
+    elif problem == "full":
         environment["CXX"] = str(fake_compiler(tmp_path, full))
         reason = "No space left on device"
     else:
@@ -283,9 +292,37 @@ def test_a_library_of_another_user_in_the_folder_is_not_loaded(source: Path, cac
 
 
 def test_a_missing_compiler_is_the_reason(
-    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The only one, also where there can be no cache."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Unavailable, match=r"^no C\+\+ compiler on this machine$"):
-        answer(source)
-    assert not libraries(cache)
+    for blocked in (False, True):
+        if blocked:
+            shutil.rmtree(cache.parent)
+            cache.parent.touch()
+        with pytest.raises(Unavailable, match=r"^no C\+\+ compiler on this machine$"):
+            answer(source)
+        assert not libraries(cache)
+    assert not caplog.records
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is an extension of x86-64")
+def test_one_warning_says_that_no_instruction_set_has_kernels(cache: Path, tmp_path: Path) -> None:
+    """On a processor with AMX, which is described by a file in place of /proc/cpuinfo."""
+    sets = "avx2 fma f16c bmi1 bmi2 movbe abm avx512f avx512bw avx512dq avx512vl avx512cd amx_tile amx_bf16"
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {sets}\n")
+    code = (
+        "import logging, torch; from swe_infer.llama.native.kernels import load_kernels; logging.basicConfig(); "
+        "print(load_kernels(torch.float32))"
+    )
+    mount = 'mount --bind "$0" /proc/cpuinfo || exit 77; PATH=/nowhere exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, str(tmp_path / "cpuinfo"), sys.executable, "-c", code]
+    environment = {**os.environ, "SWE_INFER_NATIVE_KERNELS": ""}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip("may not mount a file system")
+    assert done.stdout == "no C++ compiler on this machine\n", done.stderr
+    assert done.stderr.count("WARNING") == 1

@@ -101,10 +101,12 @@ def library(bfloat16: bool, limit: str = "amx") -> ctypes.CDLL:
             loaded = compiled("amx", *_SETS["amx"][1], *flags)
             if loaded.initialise():
                 return loaded
-            _log.warning("no kernels with AMX: Linux does not grant its registers to this process")
+            reason = "Linux does not grant its registers to this process"
         except Unavailable as error:  # for example an older compiler
-            _log.warning("no kernels with AMX: %s", error)
-        sets.pop()
+            reason = str(error)
+        loaded = library(bfloat16, "avx512")
+        _log.warning("no kernels with AMX: %s", reason)
+        return loaded
     return compiled(sets[-1], *_SETS[sets[-1]][1], *flags)
 
 
@@ -132,17 +134,19 @@ def compiled(name: str, *flags: str, folder: Path | None = None) -> ctypes.CDLL:
         digest.update(path.read_bytes())
     compiler, identity = _compiler()
     command = [*compiler, *_FLAGS, *flags, *map(str, sources), "-o"]
-    home = cache_home()
-    if home is not None:
-        try:
-            return _cached(home / "kernels", f"{name}-{digest.hexdigest()[:16]}", identity, command)
-        except OSError as error:
-            _log.warning("compiling kernels for this process alone, which takes a few seconds: %s", error)
+    try:
+        if (home := cache_home()) is None:
+            raise FileNotFoundError("this user has no home directory")
+        return _cached(home / "kernels", f"{name}-{digest.hexdigest()[:16]}", identity, command)
+    except OSError as error:
+        reason = error
     try:
         with tempfile.TemporaryDirectory() as alone:
-            return _compile(command, Path(alone) / "kernels.so")
+            loaded = _compile(command, Path(alone) / "kernels.so")
     except OSError as error:
         raise Unavailable(f"they cannot be compiled in the folder for temporary files: {error}") from error
+    _log.warning("compiled kernels for this process alone, which takes a few seconds: %s", reason)
+    return loaded
 
 
 def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -> ctypes.CDLL:
