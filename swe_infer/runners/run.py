@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from swe_infer.conf_files import suggestion
 from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
@@ -415,6 +415,17 @@ def _file_requests(
     return FileChoiceRequests(choices, selection, decoding, sources)
 
 
+_COMPARED = (
+    "instances", "completed", "failed", "skipped", "unreadable_records", "cost_usd", "possibly_billed_usd",
+)  # fmt: skip
+"""Figures of a summary that tell whether it is up to date."""
+
+
+def _as_written(figure: Any) -> float | None:
+    """A figure as JSON has it."""
+    return None if figure is None else float(figure)
+
+
 class Run:
     """One run over an open run directory.
 
@@ -571,9 +582,7 @@ class Run:
         log.info("nothing is left to do: every instance is completed or skipped")
         self._warn_of_skips(summary)
         status = 0
-        unreadable = self._before.get("unreadable_records", 0) != summary["unreadable_records"]
-        changed = self._changed or unreadable or self._before.get("instances") != summary["instances"]
-        if changed and not self._written_with_judgements(summary):
+        if (self._changed or self._is_outdated(summary)) and not self._written_with_judgements(summary):
             status = 1
         summary = self.summary()
         evaluates = status == 0 and self._needs_evaluation(summary)
@@ -583,6 +592,12 @@ class Run:
             self.tracker.start(self.info)
             return self._tracked(self.summary(), status)
         return status
+
+    def _is_outdated(self, summary: Summary) -> bool:
+        """Whether the last command wrote another summary, as it was killed before the last one or asked for other
+        instances."""
+        written, found = cast(Mapping[str, Any], self._before), cast(Mapping[str, Any], summary)
+        return any(_as_written(written.get(name, 0)) != _as_written(found[name]) for name in _COMPARED)
 
     def _reuse_file_choices(self) -> bool:
         """Record the files to show that other runs have paid for; returns whether some are yet to be requested."""

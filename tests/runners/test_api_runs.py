@@ -527,3 +527,18 @@ def test_what_was_in_flight_at_a_kill_is_in_every_figure(server: ApiServer, tmp_
     (shown,) = re.findall(r"up to \$([\d.]+) for requests", tables[0][0])
     assert float(shown) == pytest.approx(float(lost), abs=1e-4)
     assert read_offline_runs(directory)[-1].summary["possibly_billed_usd"] == pytest.approx(float(lost))
+
+
+def test_a_killed_run_that_has_every_answer_gets_its_last_summary(server: ApiServer, tmp_path: Path) -> None:
+    """The process wrote the last records, but the summary only up to the first ones."""
+    arguments = ["model=gpt-4o", address(server, "openai"), "dataset.limit=4", "dataset.run_tests=false"]
+    arguments += ["tracker=none", "output_dir=run"]
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+    path = tmp_path / "run" / "summary.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "completed": 1, "remaining": 3, "cost_usd": whole["cost_usd"] / 4}))
+    requests = len(server.log.exchanges)
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+    again = json.loads(path.read_text())
+    assert len(server.log.exchanges) == requests
+    assert [again[name] for name in ("completed", "remaining", "cost_usd")] == [4, 0, whole["cost_usd"]]
