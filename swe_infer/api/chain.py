@@ -162,7 +162,8 @@ class Chain:
         cache: ResponseCache | None = None,
         unrecorded_usd: Decimal = Decimal(0),
     ) -> None:
-        self._earlier_usd = unrecorded_usd if unrecorded_usd > _ROUNDED_USD else Decimal(0)
+        self.earlier_usd = unrecorded_usd if unrecorded_usd > _ROUNDED_USD else Decimal(0)
+        """What requests of earlier commands may have been billed, and that no outcome states."""
         self._stated_usd = Decimal(0)
         """What outcomes of this command have stated."""
         self._endpoints = endpoints
@@ -209,7 +210,7 @@ class Chain:
     @property
     def unrecorded_usd(self) -> Decimal:
         """Dollars that may have been billed for requests of this and earlier commands, and that no outcome states."""
-        return self._earlier_usd + self.counts.possibly_billed - self._stated_usd
+        return self.earlier_usd + self.counts.possibly_billed - self._stated_usd
 
     def with_earlier_bills(self, outcome: Outcome) -> Outcome:
         """``outcome``, which is about to be recorded. The first one that has details also states what requests of
@@ -218,9 +219,9 @@ class Chain:
             return outcome
         stated = Decimal(outcome.details.get("possibly_billed_usd", 0))
         self._stated_usd += stated
-        if not self._earlier_usd:
+        if not self.earlier_usd:
             return outcome
-        usd, self._earlier_usd = stated + self._earlier_usd, Decimal(0)
+        usd, self.earlier_usd = stated + self.earlier_usd, Decimal(0)
         return replace(outcome, details={**outcome.details, "possibly_billed_usd": str(usd)})
 
     def store(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:

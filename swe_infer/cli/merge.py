@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
         for shard in shards:
             store.predictions.selected |= RunDirectory(shard.directory).selected()
         damages: list[Damage] = []
+        unrecorded_usd = Decimal(0)
         for shard in shards:
             damage, own = Damage(), Totals()
             for record in RunDirectory(shard.directory).records(damage, auxiliary=True):
@@ -114,6 +116,8 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
                 own.add_record(record)
             damage.reconcile_cost(own.cost_usd, shard.summary)
             damages.append(damage)
+            billed = Decimal(shard.summary.get("possibly_billed_usd", 0))
+            unrecorded_usd += max(Decimal(0), billed - own.possibly_billed_usd)
             if damage:
                 print(f"{shard.directory}: {damage}", file=sys.stderr)
         store.check()
@@ -127,7 +131,7 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
             merged_provenance([shard.directory for shard in shards]), sweep=first.sweep, sweeps=first.sweeps
         )
         write_provenance(directory, provenance)
-        summary = _summary(shards, store)
+        summary = _summary(shards, store, unrecorded_usd)
         summary = {**summary, **_verdict_figures(directory, shards, earlier, summary)}
         store.write_summary(summary)
     if earlier is not None and folder_of(earlier).is_dir():
@@ -269,12 +273,13 @@ def _check_complete(shards: list[_ShardRun]) -> None:
         raise StoreError(f"shards {named} of {first.count} are missing")
 
 
-def _summary(shards: list[_ShardRun], store: RunStore) -> Summary:
+def _summary(shards: list[_ShardRun], store: RunStore, unrecorded_usd: Decimal) -> Summary:
     """The shards' summaries as one. Shards run in parallel, so the wall time is that of the longest."""
     summary = store.totals.summary(
         instances=sum(shard.summary["instances"] for shard in shards),
         samples=shards[0].summary["samples"],
         wall_s=max(float(shard.summary.get("wall_s") or 0) for shard in shards),
+        unrecorded_usd=unrecorded_usd,
     )
     return {**summary, **selection_figures(store.predictions.selected, summary), "shards": len(shards)}
 

@@ -134,6 +134,8 @@ class ApiRunner:
         self._unrecorded_usd = Decimal(0)
         """What ledgers charged for requests of earlier commands beyond the records, as they were in flight when their
         process was killed."""
+        self._is_read = False
+        """Whether it is known although nothing is sent."""
 
     def check_prefill(self, prefill: str) -> None:
         self.provider.check_prefill(self._model, prefill)
@@ -302,7 +304,7 @@ class ApiRunner:
         assert endpoints is not None
         assert budget is not None
         try:
-            if self.provider.mode == "batch" or self.provider.background:
+            if self._has_journal:
                 await self._run_batches(endpoints.all[0], budget, run.rounds, run.on_outcome, run.stop)
                 return
             cached_prompts = self._prompt_cache_index()
@@ -340,6 +342,7 @@ class ApiRunner:
         if self._context is None:
             raise ConfigError("batches and background responses need a run directory")
         journal = Journal(self._context.directory)
+        chain.earlier_usd -= min(chain.earlier_usd, sum(journal.possibly_billed.values(), Decimal(0)))
         queue = BackgroundResponses if self.provider.background else Batches
         try:
             for requests in rounds:
@@ -360,7 +363,9 @@ class ApiRunner:
                     is_recorded=self._context.is_recorded,
                 )
                 self._batches.submitted = submitted
-                await self._batches.process(requests, on_outcome, stop)
+                await self._batches.process(
+                    requests, lambda request, outcome: on_outcome(request, chain.with_earlier_bills(outcome)), stop
+                )
         finally:
             journal.close()
 
@@ -431,8 +436,32 @@ class ApiRunner:
 
     @property
     def unrecorded_usd(self) -> Decimal:
-        is_live = self.provider.mode == "live" and not self.provider.background  # others keep a journal
-        return self._chain.unrecorded_usd if self._chain is not None and is_live else Decimal(0)
+        if self._chain is not None:
+            return self._chain.earlier_usd if self._has_journal else self._chain.unrecorded_usd
+        if not self._is_read and not self._has_journal:
+            self._is_read = True
+            try:
+                self._read_ledgers()
+            except StoreError as error:
+                logger.warning("what was in flight when an earlier command was killed is not known: %s", error)
+        return self._unrecorded_usd
+
+    def _read_ledgers(self) -> None:
+        """Finds out what was in flight when an earlier command was killed, without a chain."""
+        context = self._context
+        if context is None:
+            return
+        for path, is_capped in (
+            (context.directory / "ledger.sqlite", True),
+            (context.sweep_ledger, self.budget.sweep_max_usd is not None and self.budget.ledger is None),
+        ):
+            if is_capped and path.exists():
+                self._ledger(path, Decimal(0)).close()
+
+    @property
+    def _has_journal(self) -> bool:
+        """Whether a journal keeps what may have been billed and is in no record yet."""
+        return self.provider.mode == "batch" or bool(self.provider.background)
 
     def stats(self) -> Mapping[str, float]:
         """Requests in flight and their limit, requests sent, retried and refused, cache hits, and dollars of attempts
@@ -500,10 +529,12 @@ class ApiRunner:
         """The caps and their ledgers, which are on disk so that they count what was in flight when a process was
         killed. Without a run (no :meth:`bind`) the ledger is in memory."""
         context = self._context
+        path = None if context is None else context.directory / "ledger.sqlite"
         ledgers: list[tuple[str, CapLedger]] = []
         if self.budget.max_usd is not None:
-            path = None if context is None else context.directory / "ledger.sqlite"
             ledgers.append(("budget.max_usd", self._ledger(path, self.budget.max_usd)))
+        elif path is not None and path.exists():  # a process may have been killed under the cap of an earlier command
+            self._ledger(path, Decimal(0)).close()
         if self.budget.sweep_max_usd is not None:
             if context is None:
                 raise ConfigError("budget.sweep_max_usd: this runner is part of no sweep; use budget.max_usd")

@@ -33,7 +33,9 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-0123456789")
 
 
-def runner(url: str, directory: Path, *, cap: str | None = None, **settings: Any) -> ApiRunner:
+def runner(
+    url: str, directory: Path, *, cap: str | None = None, spent_usd: Decimal = Decimal(0), **settings: Any
+) -> ApiRunner:
     api = ApiRunner(
         model=ApiModel(name="gpt-5.4"),
         provider=OpenAIResponses(base_url=f"{url}/v1", **{"background": True, **settings}),
@@ -43,7 +45,7 @@ def runner(url: str, directory: Path, *, cap: str | None = None, **settings: Any
         batches=QUICK,
     )
     api.check()
-    api.bind(context(directory))
+    api.bind(context(directory, spent_usd=spent_usd))
     return api
 
 
@@ -121,8 +123,9 @@ def test_what_lost_responses_may_have_cost_is_reported_by_a_later_process(tmp_pa
             server.batches.drop_next_submissions = 1
             outcomes = Outcomes()
             cap = str(ledger.spent_usd + Decimal("0.005"))
+            again = runner(server.url, tmp_path, cap=cap, spent_usd=ledger.spent_usd)
             with pytest.raises(BudgetExceeded):
-                runner(server.url, tmp_path, cap=cap).generate(requests(2)[1:], outcomes, threading.Event())
+                again.generate(requests(2)[1:], outcomes, threading.Event())
             ((_, failure),) = outcomes
             assert isinstance(failure, Failure)
             assert ledger.spent_usd == paid + possibly_billed([*reported, failure])

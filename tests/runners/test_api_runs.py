@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -527,6 +528,70 @@ def test_what_was_in_flight_at_a_kill_is_in_every_figure(server: ApiServer, tmp_
     (shown,) = re.findall(r"up to \$([\d.]+) for requests", tables[0][0])
     assert float(shown) == pytest.approx(float(lost), abs=1e-4)
     assert read_offline_runs(directory)[-1].summary["possibly_billed_usd"] == pytest.approx(float(lost))
+
+
+def killed_in_flight(server: ApiServer, *arguments: str, cwd: Path) -> None:
+    """Kills a command while three of its requests are unanswered."""
+    server.latency_s = 600.0
+    before = server.in_flight
+    process = commands.start("swe_infer", *arguments, cwd=cwd, env=environment())
+    while server.in_flight < before + 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    server.latency_s = 0.0
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / "summary.json").read_text(), parse_float=Decimal))
+
+
+def test_what_was_in_flight_at_a_kill_is_stated_whatever_the_next_command_asks_for(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """Nothing to send, no cap, or batches: the money is spent all the same, also in the merged run."""
+    common = ["model=gpt-4o", address(server, "openai"), "dataset.run_tests=false", "tracker=none", "shard.count=2"]
+    shards = [[*common, f"output_dir=shard{index}", f"shard.index={index}"] for index in range(2)]
+    first, cap, fewer = shards[0], "budget.max_usd=1", "dataset.limit=6"
+    for shard in shards:
+        assert run(*shard, cap, fewer, cwd=tmp_path).returncode == 0
+    killed_in_flight(server, *first, cap, "provider.max_concurrency=3", cwd=tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "shard0" / "ledger.sqlite")) as ledger:
+        ((held,),) = ledger.execute("SELECT sum(amount) FROM held")
+    lost = pytest.approx(held / 1e12)
+    assert held > 1e10, "three requests with the longest output"
+
+    for nothing_left in ([cap, fewer], [fewer]):
+        assert run(*first, *nothing_left, cwd=tmp_path).returncode == 0
+        assert float(summary_of(tmp_path / "shard0")["possibly_billed_usd"]) == lost, nothing_left
+    merge(tmp_path / "merged", [tmp_path / "shard0", tmp_path / "shard1"])
+    assert float(summary_of(tmp_path / "merged")["possibly_billed_usd"]) == lost
+    in_batches = ["dataset.limit=8", "provider.mode=batch", "runner.batches.first_poll_s=0.05"]
+    for more in (in_batches, ["dataset.limit=10", cap]):
+        assert run(*first, *more, cwd=tmp_path).returncode == 0
+        assert float(summary_of(tmp_path / "shard0")["possibly_billed_usd"]) == lost, more
+
+
+def test_requests_in_flight_at_a_kill_count_under_a_cap_that_returns(server: ApiServer, tmp_path: Path) -> None:
+    arguments = [
+        "model=gpt-4o",
+        address(server, "openai"),
+        "dataset.run_tests=false",
+        "tracker=none",
+        "output_dir=run",
+    ]
+    killed_in_flight(server, *arguments, "budget.max_usd=1", "provider.max_concurrency=3", cwd=tmp_path)
+    path = tmp_path / "run" / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as ledger:
+        ((held,),) = ledger.execute("SELECT sum(amount) FROM held")
+    for further in (["dataset.limit=4"], ["dataset.limit=5", "budget.max_usd=1"]):
+        assert run(*arguments, *further, cwd=tmp_path).returncode == 0
+    with contextlib.closing(sqlite3.connect(path)) as ledger:
+        ((spent,),) = ledger.execute("SELECT sum(amount) FROM spent")
+    summary = summary_of(tmp_path / "run")
+    assert summary["cost_usd"] > 0
+    assert spent == int((summary["cost_usd"] + Decimal(held).scaleb(-12)).scaleb(12))
 
 
 def test_a_killed_run_that_has_every_answer_gets_its_last_summary(server: ApiServer, tmp_path: Path) -> None:
