@@ -95,28 +95,36 @@ def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: 
         engine = Engine.load(model, options)
         with threads_for(engine.model):
             serve_engine(pipe, engine)
-    except (EOFError, ConnectionError):  # the parent has closed the pipe
-        return
     except Exception as error:  # noqa: BLE001 - every failure is reported
         if not isinstance(error, SweInferError):
             _log.exception("the engine ended")
             error = WorkerDied(f"{type(error).__name__}: {first_line(error)}")
-        pipe.send_bytes(pickle.dumps(error))
+        _answer(pipe, error)
+
+
+def _answer(pipe: Connection, answer: Report | Exception) -> None:
+    """Answer a call. If the parent has ended, the next call says so."""
+    with suppress(OSError):
+        pipe.send_bytes(pickle.dumps(answer))
 
 
 def serve_engine(pipe: Connection, engine: Engine) -> None:
-    """See :func:`serve`."""
+    """See :func:`serve`. Returns when the parent has closed the pipe."""
     scheduler, source = engine.scheduler, NO_SOURCE
     report, called, due = Report(), False, 0.0
     while True:
         if not called and (pipe.poll() or not scheduler.busy):
-            pickled, called, due = pipe.recv_bytes(), True, time.monotonic() + _REPORT_INTERVAL_S
+            try:
+                pickled = pipe.recv_bytes()
+            except (EOFError, OSError):
+                return
+            called, due = True, time.monotonic() + _REPORT_INTERVAL_S
             try:
                 commands = pickle.loads(pickled)
             except Exception as error:  # noqa: BLE001 - a drafter's module may raise anything
                 commands, called = [], False
                 why = f"decoding.drafter: an engine cannot load it: {type(error).__name__}: {first_line(error)}"
-                pipe.send_bytes(pickle.dumps(ConfigError(why)))
+                _answer(pipe, ConfigError(why))
             for kind, content in commands:
                 due = 0.0
                 if kind == "add":
@@ -139,5 +147,5 @@ def serve_engine(pipe: Connection, engine: Engine) -> None:
         unstarted = sum(sequence.started is None for sequence in scheduler.waiting)
         changed = report.results or unstarted != report.unstarted or not scheduler.busy
         if called and (changed or time.monotonic() >= due):
-            pipe.send_bytes(pickle.dumps(Report(report.results, unstarted, engine.figures())))
+            _answer(pipe, Report(report.results, unstarted, engine.figures()))
             report, called = Report(unstarted=unstarted), False

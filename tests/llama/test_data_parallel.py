@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -295,14 +295,40 @@ def test_an_engine_makes_the_patch_of_its_answer_from_the_source_that_it_was_sen
     group.close()
 
 
-def test_an_error_in_an_engine_is_reported_in_one_line(model: LlamaModel) -> None:
-    """A malformed command stands for any failure inside a step."""
+@pytest.mark.parametrize("error", [TypeError("none"), EOFError("cut short"), ConnectionResetError("by a server")])
+def test_an_error_in_an_engine_is_reported_in_one_line(model: LlamaModel, error: Exception) -> None:
+    """A malformed command stands for any failure inside a step. Some types are those of a closed pipe, too."""
     ours, theirs = Pipe()
-    ours.send_bytes(pickle.dumps([("add", (None, None))]))
+    ours.send_bytes(pickle.dumps([("add", Failing(error))]))
     serve(theirs, model, options(), 1)
-    error = pickle.loads(ours.recv_bytes())
-    assert type(error) is WorkerDied
-    assert str(error) == "TypeError: replace() should be called on dataclass instances"
+    theirs.close()
+    found = pickle.loads(ours.recv_bytes())
+    assert type(found) is WorkerDied
+    assert str(found) == f"{type(error).__name__}: {error}"
+
+
+def test_an_engine_ends_when_its_parent_has_closed_the_pipe(
+    model: LlamaModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before it answers, and while it waits for the next call."""
+    for calls in (0, 1):
+        ours, theirs = Pipe()
+        for _ in range(calls):
+            ours.send_bytes(pickle.dumps([]))
+        ours.close()
+        serve(theirs, model, options(), 1)
+        theirs.close()
+    assert "the engine ended" not in caplog.text
+
+
+@dataclass(frozen=True)
+class Failing:
+    """Cannot be unpacked."""
+
+    error: Exception
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self.error
 
 
 def test_a_drafter_that_an_engine_cannot_load_is_an_error_and_the_engine_goes_on(model: LlamaModel) -> None:
