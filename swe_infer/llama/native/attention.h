@@ -109,6 +109,8 @@ static void attend_segment(State& state, Tiles& tiles, const Attention& args, co
     constexpr int DEPTHS_IN_BLOCK = BLOCK / DEPTH, MAX_BLOCKS = KEY_PANEL / BLOCK;
     static_assert(KEY_PANEL <= MAX_HEAD_DIM, "b has space for the tiles of a head and of a panel");
     const element *keys[MAX_BLOCKS], *values[MAX_BLOCKS], *b[MAX_HEAD_DIM / DEPTH];
+    // Inlined, GCC would move the sums of products through memory.
+    const auto multiply = [&](const Product& product) __attribute__((noinline)) { tiles.multiply(product, rows); };
     const bool turns = rows <= FEW && !Tiles::MATRIX;
     const int columns = turns ? WIDTH : BLOCK, depth = turns ? DEPTH : dim;  // of a product
     for (int begin = start; begin < segment.end; begin += KEY_PANEL) {
@@ -127,10 +129,9 @@ static void attend_segment(State& state, Tiles& tiles, const Attention& args, co
                 for (int i = 0; i < blocks; i++) {
                     const int place = column * dim + d * WIDTH;
                     for (int j = 0; j < depth / DEPTH; j++) b[j] = keys[i] + place + j * TILE;
-                    tiles.multiply(Product{state.scores + first * KEY_PANEL + i * BLOCK + column, KEY_PANEL,
-                                           state.q + first * dim + d, dim, b, columns > WIDTH ? dim * WIDTH : 0,
-                                           depth / DEPTH, d == 0, turns ? values[i] + place : nullptr},
-                                   rows);
+                    multiply(Product{state.scores + first * KEY_PANEL + i * BLOCK + column, KEY_PANEL,
+                                     state.q + first * dim + d, dim, b, columns > WIDTH ? dim * WIDTH : 0,
+                                     depth / DEPTH, d == 0, turns ? values[i] + place : nullptr});
                 }
         for (int row = 0; row < rows; row++)
             softmax(state, first + row, first_seen(row / group) - begin, visible[row / group] - begin, scale, dim);
@@ -138,9 +139,8 @@ static void attend_segment(State& state, Tiles& tiles, const Attention& args, co
             const int wide = std::min(dim - d, 2 * WIDTH);
             for (int i = 0; i < blocks * DEPTHS_IN_BLOCK; i++)
                 b[i] = values[i / DEPTHS_IN_BLOCK] + d * BLOCK + i % DEPTHS_IN_BLOCK * TILE;
-            tiles.multiply(Product{state.part, wide, state.weights + first * KEY_PANEL, KEY_PANEL, b,
-                                   wide > WIDTH ? BLOCK * WIDTH : 0, blocks * DEPTHS_IN_BLOCK, true, nullptr},
-                           rows);
+            multiply(Product{state.part, wide, state.weights + first * KEY_PANEL, KEY_PANEL, b,
+                             wide > WIDTH ? BLOCK * WIDTH : 0, blocks * DEPTHS_IN_BLOCK, true, nullptr});
             for (int i = 0; i < rows * wide; i += LANES) {
                 float* sums = state.sums + (first + i / wide) * dim + d + i % wide;
                 store(sums, load(sums) + load(state.part + i));
