@@ -45,6 +45,7 @@ class ProcessWorker(Worker):
     """An engine in a local process, which ends with its parent."""
 
     process: BaseProcess | None = None
+    _given_up = False
 
     def __init__(self, model: LlamaModel, options: EngineOptions, threads: int) -> None:
         super().__init__()
@@ -55,6 +56,8 @@ class ProcessWorker(Worker):
         self._pipe, theirs = Pipe()
         self.process = start_child(serve, theirs, *self._arguments)
         theirs.close()
+        if self._given_up:  # by another thread, which may not have seen the new process
+            self.kill()
         return f"the engine on {self._arguments[0].device}, process {self.process.pid}"
 
     def call(self, commands: bytes) -> bytes:
@@ -67,6 +70,7 @@ class ProcessWorker(Worker):
             raise WorkerDied(f"ended with exit code {self.process.exitcode}") from None
 
     def kill(self, restarts: bool = True) -> None:
+        self._given_up |= not restarts
         if self.process is not None:
             self.process.kill()
             self.process.join()

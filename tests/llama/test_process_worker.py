@@ -177,6 +177,16 @@ def test_a_child_ends_with_its_parent_alone(killed: bool) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, "None\n", "")
 
 
+def test_an_engine_that_is_given_up_while_it_starts_leaves_no_process(checkpoint: Path) -> None:
+    """A sweep's next run closes engines, one of which may be starting again in its thread."""
+    worker = ProcessWorker(LlamaModel(path=str(checkpoint)), options(), 1)
+    worker.kill(False)
+    worker.start()
+    process = _process(worker)
+    assert not process.is_alive()
+    assert process.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.full
 def test_a_load_error_is_raised_in_the_parent(checkpoint: Path) -> None:
     model = LlamaModel(path=str(checkpoint), peft_path=str(checkpoint))
