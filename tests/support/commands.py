@@ -264,9 +264,10 @@ def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]
 
 
 def _our_modules() -> list[str]:
-    """All but those that may import torch."""
+    """All but those that import torch."""
     files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "swe_infer").rglob("*.py")]
-    return [".".join(path.parts) for path in files if path.parts[1] != "llama" and path.stem[:2] != "__"]
+    others = (path for path in files if path.parts[1] != "llama" and path.stem != "llama_requests")
+    return [".".join(path.parts) for path in others if path.stem[:2] != "__"]
 
 
 def _fill_caches() -> None:
