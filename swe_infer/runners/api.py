@@ -443,7 +443,8 @@ class ApiRunner:
             try:
                 self._read_ledgers()
             except StoreError as error:
-                logger.warning("what was in flight when an earlier command was killed is not known: %s", error)
+                if not INTERRUPTS.stopping:  # Ctrl-C does not wait for another process
+                    logger.warning("what was in flight when an earlier command was killed is not known: %s", error)
         return self._unrecorded_usd
 
     def _read_ledgers(self) -> None:
