@@ -175,6 +175,17 @@ def test_without_a_cache_directory_kernels_are_compiled_for_the_process(
     assert answer(source) == 42
 
 
+def run_mounted(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that may mount something with ``unshare``, and exits with 77 if it may not."""
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip("may not mount a file system")
+    return done
+
+
 @pytest.mark.parametrize("problem", ["full", "noexec", "homeless"])
 def test_where_the_cache_cannot_be_used_kernels_are_compiled_for_the_process(
     source: Path, cache: Path, tmp_path: Path, problem: str
@@ -201,12 +212,7 @@ def test_where_the_cache_cannot_be_used_kernels_are_compiled_for_the_process(
         mount = 'mkdir -p "$0" && mount -t tmpfs -o noexec,mode=700 none "$0"'
         command = ["unshare", "-m", "sh", "-c", f'{mount} || exit 77; exec "$@"', str(cache), *command]
         reason = "is on a file system that is mounted noexec"
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    except FileNotFoundError:
-        pytest.skip("needs unshare")
-    if done.returncode == 77 or done.stderr.startswith("unshare:"):
-        pytest.skip("may not mount a file system")
+    done = run_mounted(command, environment)
     assert done.stdout == "42\n", done.stderr
     assert done.stderr.count("WARNING") == 1
     assert reason in done.stderr
@@ -318,11 +324,6 @@ def test_one_warning_says_that_no_instruction_set_has_kernels(cache: Path, tmp_p
     mount = 'mount --bind "$0" /proc/cpuinfo || exit 77; PATH=/nowhere exec "$@"'
     command = ["unshare", "-m", "sh", "-c", mount, str(tmp_path / "cpuinfo"), sys.executable, "-c", code]
     environment = {**os.environ, "SWE_INFER_NATIVE_KERNELS": ""}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    except FileNotFoundError:
-        pytest.skip("needs unshare")
-    if done.returncode == 77 or done.stderr.startswith("unshare:"):
-        pytest.skip("may not mount a file system")
+    done = run_mounted(command, environment)
     assert done.stdout == "no C++ compiler on this machine\n", done.stderr
     assert done.stderr.count("WARNING") == 1
