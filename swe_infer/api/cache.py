@@ -134,6 +134,11 @@ class ResponseCache:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{directory}: the response cache cannot be used: {error}") from error
 
+    def keys(self, request: Request, model: ApiModel, provider: Provider) -> list[str]:
+        """The keys that a request's answer may have here, the present one first."""
+        former = [former_key(request, model, provider)] if self.has_former_keys else []
+        return [cache_key(request, model, provider.name, variant=provider.variant), *former]
+
     def get(self, key: str) -> Answer | None:
         """The cached answer, or None. An unreadable row or database counts as None."""
         try:

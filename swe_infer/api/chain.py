@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from swe_infer.api.budget import CostBudget, Reservation
-from swe_infer.api.cache import ResponseCache, cache_key, former_key
+from swe_infer.api.cache import ResponseCache, cache_key
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.first_answers import keys_of_the_api_key
@@ -193,12 +193,10 @@ class Chain:
         if self._cache is None:
             return None
         for endpoint in self._endpoints.all:
-            model, provider = endpoint.model, endpoint.provider
-            answer = self._cache.get(cache_key(request, model, provider.name, variant=provider.variant))
-            if answer is None and self._cache.has_former_keys:
-                answer = self._cache.get(former_key(request, model, provider))
-                if answer is not None:
-                    self.store(request, answer, endpoint)  # found from now on at any address of the server
+            current, *former = self._cache.keys(request, endpoint.model, endpoint.provider)
+            answer = self._cache.get(current)
+            if answer is None and former and (answer := self._cache.get(former[0])) is not None:
+                self.store(request, answer, endpoint)  # found from now on at any address of the server
             if answer is not None:
                 self.counts.cache_hits += 1
                 answer = answer.cut_at(request.decoding.stop)

@@ -20,7 +20,7 @@ from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.budget_address import BudgetAddress, is_budget_address
 from swe_infer.api.budget_client import check_budget_server
-from swe_infer.api.cache import ResponseCache, cache_key, former_key
+from swe_infer.api.cache import ResponseCache
 from swe_infer.api.chain import Chain
 from swe_infer.api.coordination import Interrupted
 from swe_infer.api.dispatch import Dispatcher, PromptCaching, relaxed_gc, run_fairly
@@ -57,6 +57,7 @@ from swe_infer.types import (
 
 logger = logging.getLogger(__name__)
 
+_LEDGER = "ledger.sqlite"
 _STOP_POLL_S = 0.2
 _MAX_MISSES = 1_000
 """Consecutive samples missing from the response cache before the search for a prompt's samples ends."""
@@ -425,9 +426,7 @@ class ApiRunner:
         cached = misses = 0
         for request in samples.requests():
             endpoints = self.provider.endpoints(self._model)
-            keys = [cache_key(request, model, p.name, variant=p.variant) for p, model in endpoints]
-            if cache.has_former_keys:
-                keys += [former_key(request, model, p) for p, model in endpoints]
+            keys = (key for provider, model in endpoints for key in cache.keys(request, model, provider))
             if any(map(cache.holds, keys)):
                 cached, misses = cached + 1, 0
             elif (misses := misses + 1) == _MAX_MISSES:
@@ -452,12 +451,14 @@ class ApiRunner:
         context = self._context
         if context is None:
             return
-        for path, is_capped in (
-            (context.directory / "ledger.sqlite", True),
-            (context.sweep_ledger, self.budget.sweep_max_usd is not None and self.budget.ledger is None),
-        ):
-            if is_capped and path.exists():
-                self._ledger(path, Decimal(0)).close()
+        self._read_ledger(context.directory / _LEDGER)
+        if self.budget.sweep_max_usd is not None and self.budget.ledger is None:
+            self._read_ledger(context.sweep_ledger)
+
+    def _read_ledger(self, path: Path) -> None:
+        """A process may have been killed under the cap of an earlier command."""
+        if path.exists():
+            self._ledger(path, Decimal(0)).close()
 
     @property
     def _has_journal(self) -> bool:
@@ -530,12 +531,12 @@ class ApiRunner:
         """The caps and their ledgers, which are on disk so that they count what was in flight when a process was
         killed. Without a run (no :meth:`bind`) the ledger is in memory."""
         context = self._context
-        path = None if context is None else context.directory / "ledger.sqlite"
+        path = None if context is None else context.directory / _LEDGER
         ledgers: list[tuple[str, CapLedger]] = []
         if self.budget.max_usd is not None:
             ledgers.append(("budget.max_usd", self._ledger(path, self.budget.max_usd)))
-        elif path is not None and path.exists():  # a process may have been killed under the cap of an earlier command
-            self._ledger(path, Decimal(0)).close()
+        elif path is not None:
+            self._read_ledger(path)
         if self.budget.sweep_max_usd is not None:
             if context is None:
                 raise ConfigError("budget.sweep_max_usd: this runner is part of no sweep; use budget.max_usd")
