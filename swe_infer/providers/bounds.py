@@ -138,10 +138,8 @@ def bounded(transport: Any) -> Any:
                     async for part in parts:
                         yield part
                 return
-            async with aclosing(
-                self.aiter_raw(chunk_size)
-            ) as raw:  # httpx2 reads the first member of gzip bodies only
-                try:
+            async with aclosing(self.aiter_raw(chunk_size)) as raw:
+                try:  # httpx2 itself reads the first member of a gzip body only
                     async with aclosing(_gunzipped(raw)) as parts:
                         async for part in parts:
                             yield part

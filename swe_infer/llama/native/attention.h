@@ -125,7 +125,7 @@ static void attend_segment(State& state, Tiles& tiles, const Attention& args, co
             }
         }
         for (int column = 0; column < BLOCK; column += columns)
-            for (int d = 0; d < dim; d += depth)  // blocks by turns: memory is faster in several streams
+            for (int d = 0; d < dim; d += depth)  // blocks alternate: memory is faster in several streams
                 for (int i = 0; i < blocks; i++) {
                     const int place = column * dim + d * WIDTH;
                     for (int j = 0; j < depth / DEPTH; j++) b[j] = keys[i] + place + j * TILE;

@@ -112,7 +112,7 @@ def library(bfloat16: bool, limit: str = "amx") -> ctypes.CDLL:
 
 def _processor() -> frozenset[str]:
     """CPU feature flags, as named by Linux."""
-    with suppress(OSError):
+    with suppress(OSError):  # then no kernels are chosen, which is a warning
         if found := re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
             return frozenset(found[1].split())
     return frozenset()

@@ -2,7 +2,7 @@
 //
 // Weights are packed once (kernels.py), in panels of 32 outputs: all tiles of the first 16, then those of the others. A
 // thread keeps a group of panels in its second-level cache and streams rows past it. Few rows are bound by memory: they
-// read two panels by turns, since memory is faster in several streams. A gated weight (SwiGLU; Shazeer, 2020) has
+// read two panels alternately, since memory is faster in several streams. A gated weight (SwiGLU; Shazeer, 2020) has
 // panels of 16 gates and their 16 values, so that one product computes the gated values without storing intermediates.
 //
 // Float weights that bfloat16 or float16 represents exactly, as in most checkpoints, are packed as such: this halves
@@ -16,7 +16,7 @@ constexpr int GROUP_BYTES = (LANES == 16 ? 512 : 1024) << 10;  // panels that a 
 constexpr int MAX_PANELS = 32;                                 // in a group
 constexpr int BLOCK_ROWS = LANES == 16 ? MAX_ROWS : 36;        // rows of one product
 constexpr int STREAMED_ROWS = 512;                             // past a panel group
-constexpr int STREAMS = 2;                                     // panels that few rows read by turns
+constexpr int STREAMS = 2;                                     // panels that few rows alternate between
 constexpr int STREAM_CHUNKS = 2;                               // tiles of one turn
 
 // As PackedWeight of kernels.py.
