@@ -43,9 +43,10 @@ from swe_infer.prompt_format import files_in_prompt, split_prompt
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import Order, ProcessResources, RunContext
+from swe_infer.runners.instances import select_instances
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.runners.llama_requests import origin
-from swe_infer.runners.run import Run, select_instances
+from swe_infer.runners.run import Run
 from swe_infer.tracking.base import NoTracker, RunInfo, Tracker
 from swe_infer.tracking.wandb import WandbTracker
 from swe_infer.types import DataShard, Decoding, LlamaModel, PatchResult, Prompt

@@ -47,7 +47,9 @@ from swe_infer.tracking.writer import SweepWriter
 
 if TYPE_CHECKING:
     from swe_infer.data.select import Selection
-    from swe_infer.runners.run import PromptSource, Remainder, Run
+    from swe_infer.runners.instances import PromptSource
+    from swe_infer.runners.remainder import Remainder
+    from swe_infer.runners.run import Run
     from swe_infer.types import Estimate
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: ProcessResources
 
 def prompt_source(experiment: config.Experiment, stack: ExitStack) -> PromptSource:
     """Creates the source of an experiment's prompts. ``stack`` closes the repositories."""
-    from swe_infer.runners.run import PromptSource
+    from swe_infer.runners.instances import PromptSource
 
     context, repositories = experiment.context, None
     if context.repository_options is not None:
@@ -191,7 +193,7 @@ class PreparedRun:
 
     def estimate(self) -> Estimate:
         """The tokens, cost and time of the samples without an answer. No request is sent."""
-        from swe_infer.runners.run import select_instances
+        from swe_infer.runners.instances import select_instances
 
         experiment = self.experiment
         with ExitStack() as stack:
@@ -206,7 +208,7 @@ class PreparedRun:
 
     def remainder(self, selection: Selection, sweep: SweepLog | None) -> Remainder:
         """The samples of the run that have no answer yet. Reads the records, and writes no file."""
-        from swe_infer.runners.run import Remainder
+        from swe_infer.runners.remainder import Remainder
         from swe_infer.selection.judge import Judge
 
         experiment = self.experiment
@@ -254,7 +256,8 @@ class PreparedRun:
         from swe_infer.evaluate.command import figures_of_saved_verdicts
         from swe_infer.evaluate.run_end import evaluate_run
         from swe_infer.run_directory.store import RunStore
-        from swe_infer.runners.run import Run, coverage_of, select_instances
+        from swe_infer.runners.instances import coverage_of, select_instances
+        from swe_infer.runners.run import Run
         from swe_infer.selection.base import FilesOfRows
         from swe_infer.selection.judge import JudgeSelector, selector_of
 

@@ -34,7 +34,7 @@ from swe_infer.types import Estimate, Instance, Range, Skip
 if TYPE_CHECKING:
     from swe_infer.data.base import Rows
     from swe_infer.data.select import Selection
-    from swe_infer.runners.run import Remainder
+    from swe_infer.runners.remainder import Remainder
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class _Planner:
         return SweepPlan(self._points, parallel, time.time(), self._line(), estimate)
 
     def _plan_point(self, prepared: PreparedRun, sweep: SweepLog) -> PlannedPoint:
-        from swe_infer.runners.run import Remainder
+        from swe_infer.runners.remainder import Remainder
 
         experiment, runner = prepared.experiment, prepared.experiment.runner
         selection = self._selection(prepared)
@@ -196,7 +196,7 @@ class _Planner:
 
     def _selection(self, prepared: PreparedRun) -> Selection:
         """The instances of a point. Points with the same dataset and prompts share the rows."""
-        from swe_infer.runners.run import select_instances
+        from swe_infer.runners.instances import select_instances
 
         experiment = prepared.experiment
         prompts = prepared.prompt_source(self._stack)

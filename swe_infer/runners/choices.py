@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from swe_infer.data.choices import FileChoices
+from swe_infer.data.choices import FileChoices, load_file_choices
 from swe_infer.data.images import NOT_ACCEPTED
 from swe_infer.data.select import LengthFilter, Selection
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
@@ -54,6 +54,17 @@ class FileChoiceRequests:
         self._decoding = decoding
         self._sources = sources
         self._failures: dict[str, Failure] = {}
+
+    @classmethod
+    def of(
+        cls, selection: Selection, decoding: Decoding, directories: Sequence[Path], sources: Sequence[Path] = ()
+    ) -> FileChoiceRequests | None:
+        """The requests for a selection, None if its prompts need none. Sets the choices in ``directories``."""
+        choices = selection.rows.file_choices
+        if choices is None:
+            return None
+        load_file_choices(choices, selection.rows.ids, directories)
+        return cls(choices, selection, decoding, sources)
 
     @property
     def max_tokens(self) -> int:

@@ -10,34 +10,26 @@ import logging
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from swe_infer.conf_files import suggestion
-from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
-from swe_infer.data.choices import load_file_choices
-from swe_infer.data.images import with_images
-from swe_infer.data.select import Selection, select
-from swe_infer.errors import BudgetExceeded, ConfigError, DataError, StoreError, SweInferError
+from swe_infer.data.select import Selection
+from swe_infer.errors import BudgetExceeded, DataError, StoreError, SweInferError
 from swe_infer.feedback.base import Feedback, NoFeedback
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import (
     Summary,
-    Totals,
     cost_per_resolved,
     selection_figures,
     without_infrastructure_failures,
 )
-from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.record_writer import RecordWriter
-from swe_infer.run_directory.records import Damage, Key, Record, purpose_of
+from swe_infer.run_directory.records import Key, Record, purpose_of
 from swe_infer.run_directory.store import (
     RunStore,
     auxiliary_record,
@@ -45,29 +37,15 @@ from swe_infer.run_directory.store import (
     reusable_auxiliary,
     reusable_records,
 )  # fmt: skip
-from swe_infer.runners.base import PendingSamples, Runner
-from swe_infer.runners.choices import LENGTH_SKIPS, RECHECKED_SKIPS, FileChoiceRequests, lacks_answer
+from swe_infer.runners.base import Runner
+from swe_infer.runners.choices import RECHECKED_SKIPS, FileChoiceRequests, lacks_answer
 from swe_infer.runners.progress import Progress, SweepView
+from swe_infer.runners.remainder import FINISHED, pending_requests, warn_of_skips
 from swe_infer.runners.turns import FurtherTurns
 from swe_infer.tracking.base import RunInfo, Tracker
-from swe_infer.types import (
-    Completion,
-    DataShard,
-    Decoding,
-    EditFormat,
-    Estimate,
-    Outcome,
-    PatchResult,
-    Prompt,
-    Request,
-    Skip,
-    TokenCounter,
-)
+from swe_infer.types import Completion, EditFormat, Outcome, PatchResult, Request, Skip
 
 if TYPE_CHECKING:
-    from swe_infer.context.base import Context
-    from swe_infer.prompts.prompt import PromptRenderer
-    from swe_infer.repositories import Repositories
     from swe_infer.selection.judge import JudgeSelector
 
 log = logging.getLogger(__name__)
@@ -76,345 +54,8 @@ ProgressLine = Callable[[Record, Summary], None]
 """Called with each record and the summary that includes it."""
 
 _SUMMARY_INTERVAL_S = 5.0
-_FINISHED = ("completed", "skipped")
 _COMPARED_PROMPTS = 16
 """Number of recorded instances whose prompts are compared with the present ones when a run is resumed."""
-_MESSAGE_TOKENS = 4000
-"""An upper bound on the tokens of a feedback message, for estimates."""
-
-
-class _LazyCounter:
-    """Loads the runner's token counter when the first prompt is counted. A finished run never loads it."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._counter: TokenCounter | None = None
-
-    def _loaded(self) -> TokenCounter:
-        if self._counter is None:
-            self._counter = self._runner.token_counter()
-        return self._counter
-
-    @property
-    def name(self) -> str:
-        return self._loaded().name
-
-    @property
-    def exact(self) -> bool:
-        return self._loaded().exact
-
-    def __call__(self, prompt: Prompt) -> int:
-        return self._loaded()(prompt)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptSource:
-    """How the prompts of a run are rendered from its rows.
-
-    Args:
-        repositories: None if the context reads none.
-    """
-
-    context: Context
-    renderer: PromptRenderer
-    repositories: Repositories | None
-
-    def open(self, dataset: Dataset, count_tokens: TokenCounter) -> Rows:
-        """The rows of a dataset with their prompts.
-
-        Raises:
-            ConfigError: no row has a column that the context or the prompt needs.
-            DataError: the dataset cannot be read.
-        """
-        if self.context.gives_text and self.renderer.is_plain:
-            return with_images(dataset.open(), dataset.images)
-        from swe_infer.prompts.rows import RenderedRows
-
-        raw = (dataset if self.context.gives_text else dataset.without_prompts()).open()
-        for name, option in {**self.context.required_columns, **self.renderer.required_columns}.items():
-            if name not in raw.columns:
-                raise ConfigError(f"{option}: the dataset has no column {name!r}{suggestion(name, raw.columns)}")
-        column = dataset.text_column or TEXT_COLUMN
-        rendered = RenderedRows(raw, self.context, self.renderer, self.repositories, count_tokens, column)
-        return with_images(rendered, dataset.images)
-
-
-def select_instances(
-    runner: Runner,
-    dataset: Dataset,
-    shard: DataShard,
-    prompts: PromptSource | None = None,
-    rows: Rows | None = None,
-) -> Selection:
-    """The instances of a run, in the runner's order. Prompts are counted lazily.
-
-    Args:
-        prompts: None: the rows' own prompts are used.
-        rows: the opened dataset with its prompts; None: it is opened.
-
-    Raises:
-        DataError: the dataset cannot be read.
-    """
-    counter = _LazyCounter(runner)
-    if rows is None:
-        rows = with_images(dataset.open(), dataset.images) if prompts is None else prompts.open(dataset, counter)
-    return select(
-        rows,
-        dataset,
-        count_tokens=counter,
-        reserved_output_tokens=runner.decoding.max_new_tokens,
-        context_window=runner.context_window,
-        shard=shard,
-        order=runner.order,
-        image_fault=runner.image_fault,
-    )
-
-
-def _warn_of_skips(reasons: Mapping[str, int], asked: int, example: tuple[str, Skip] | None) -> None:
-    """Warn that every instance is skipped.
-
-    Args:
-        reasons: samples by the reason of their skip.
-        asked: number of covered samples, skipped ones included.
-    """
-    if not reasons or sum(reasons.values()) < asked:
-        return
-    counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
-    detail = "" if example is None else f"; {example[0]}: {example[1].message}"
-    log.warning("every instance is skipped, so none has an answer (%s)%s", counts, detail)
-
-
-def coverage_of(selection: Selection, turns: int = 0) -> Coverage:
-    """The instances and length bounds of a selection, with a number of further turns."""
-    ids = tuple(selection.rows.ids[index] for index in sorted(selection.requested))
-    return Coverage(ids, selection.lengths.min_tokens, selection.lengths.max_tokens, turns=turns)
-
-
-def pending_requests(
-    selection: Selection,
-    decoding: Decoding,
-    totals: Totals,
-    *,
-    recheck: bool = False,
-    over_budget: Container[str] = (),
-    is_waiting: Callable[[int], bool] = lambda index: False,
-    edit_format: EditFormat | None = None,
-) -> Iterator[Request | tuple[tuple[str, int], Skip]]:
-    """The samples that are neither completed nor skipped: a request, or a key and the reason to skip it.
-
-    Rows are read and prompts counted lazily.
-
-    Args:
-        recheck: the records were made with other bounds on a prompt's length. Samples that were skipped for their
-            length are requested if they are within the bounds now; completed ones outside the bounds are skipped.
-        over_budget: instances of which no further sample is requested; may grow during the iteration.
-        is_waiting: whether a row has no prompt yet. Its samples are left out.
-        edit_format: see :class:`Run`.
-    """
-    bounded = selection.lengths.min_tokens is not None or selection.lengths.max_tokens is not None
-    for index in selection.requested:
-        instance_id = selection.rows.ids[index]
-
-        def is_open(key: tuple[str, int]) -> bool:
-            if lacks_answer(totals, key, recheck=recheck):
-                return True
-            return recheck and bounded and totals.status(key) == "completed"
-
-        pending = filter(is_open, ((instance_id, sample) for sample in range(decoding.n)))
-        first = next(pending, None)
-        if first is None or is_waiting(index):
-            continue
-        skip = selection.skip_for(index)
-        instance = selection.rows[index] if skip is None else None
-        for key in itertools.chain((first,), pending):
-            if instance_id in over_budget:
-                break
-            status = totals.status(key)
-            if instance is not None and status != "completed":
-                form = instance.edit_format or edit_format
-                yield Request(*key, instance.prompt, decoding, instance.files, form)
-            elif skip is not None and totals.skip_reason(key) != skip.reason:
-                if status == "completed" and skip.reason not in LENGTH_SKIPS:
-                    continue
-                yield key, skip
-
-
-class Remainder:
-    """The samples of a run without an answer in its records, or in those of runs whose answers it reuses. Reads the
-    records, and writes no file.
-
-    Args:
-        directory: the run directory, which need not exist.
-        before: the coverage of the last command, used if the directory states none.
-        shared: run directories whose completions the run would reuse.
-        feedback, edit_format: see :class:`Run`.
-        judges: whether a model judges the samples of an instance.
-    """
-
-    def __init__(
-        self,
-        selection: Selection,
-        decoding: Decoding,
-        directory: Path,
-        before: Coverage,
-        shared: Sequence[Path] = (),
-        feedback: Feedback = NoFeedback(),  # noqa: B008 - immutable
-        edit_format: EditFormat | None = None,
-        *,
-        judges: bool = False,
-    ) -> None:
-        self.selection = selection
-        self.damage = Damage()
-        self.skips: Counter[str] = Counter()
-        """Instances that :meth:`pending` has left out, by reason."""
-        self._decoding = decoding
-        self._example: tuple[str, Skip] | None = None
-        recorded, totals = RunDirectory(directory), Totals(covered_turns=feedback.turns)
-        for record in recorded.records(self.damage, auxiliary=True):
-            totals.add_record(record)
-        totals.add_damage(self.damage)
-        self.cost_usd = totals.cost_usd
-        """Dollars of all records."""
-        last = recorded.coverage() or before
-        recheck = not last.decides(coverage_of(selection), totals.instance_ids)
-        sources = [*shared, *([directory] if totals.replaced else [])]
-        reusable = reusable_records(sources, lambda key: totals.status(key) != "completed") if sources else {}
-        self._totals = totals
-        self._reusable = reusable.keys()
-        self._turns = FurtherTurns(feedback, selection, directory, decoding.n, edit_format, sources)
-        self._judged = {name for name, one in recorded.selected().items() if one.rule == "judge"} if judges else None
-        self._files = _file_requests(selection, decoding, [directory, *sources])
-        self._assumed: set[int] = set()
-        """Rows that the model has to choose the files of first."""
-        self._finished: dict[str, set[int]] = {}
-        for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
-            reason = totals.skip_reason(key)
-            again = key not in reusable and (reason in RECHECKED_SKIPS or (recheck and reason in LENGTH_SKIPS))
-            if status in _FINISHED and not again and key[1] < decoding.n:
-                self._finished.setdefault(key[0], set()).add(key[1])
-
-        ids = {selection.rows.ids[index] for index in selection.requested}
-        self.failed = sum(status == "failed" and key[0] in ids for key, status in totals.statuses())
-        """Samples whose last attempt failed. They are to be requested again."""
-
-    def count(self) -> int:
-        """The number of samples without an answer. Reads no prompt, so it includes instances that will be skipped."""
-        ids = (self.selection.rows.ids[index] for index in self.selection.requested)
-        return sum(self._decoding.n - len(self._finished.get(instance_id, ())) for instance_id in ids)
-
-    def _file_requests(self, planned: set[str] | None) -> Iterator[PendingSamples]:
-        """The requests for files to show. Their prompts show none afterwards."""
-        for index in self.selection.requested:
-            instance_id = self.selection.rows.ids[index]
-            is_done = len(self._finished.get(instance_id, ())) >= self._decoding.n
-            if self._files is None or is_done or (planned is not None and instance_id in planned):
-                continue
-            if self._files.is_waiting(index) and (request := self._files.request(index)) is not None:
-                yield PendingSamples(instance_id, request.prompt, self._decoding, 1)
-                self._assumed.add(index)
-                self._files.assume_none(index)
-
-    def pending(self, planned: set[str] | None = None, *, longest: bool = False) -> Iterator[PendingSamples]:
-        """The samples to request. Reads and counts prompts.
-
-        Args:
-            planned: instances that earlier runs of a sweep with the same identity will answer, which are left out.
-                Grows by the instances of this run.
-            longest: with the most files that the model may choose.
-        """
-        for index in self.selection.requested:
-            instance_id = self.selection.rows.ids[index]
-            done = self._finished.get(instance_id, set())
-            if len(done) >= self._decoding.n or (planned is not None and instance_id in planned):
-                continue
-            if (skip := self.selection.skip_for(index)) is None:
-                prompt = self.selection.rows[index].prompt
-                further = self._most_further_tokens(index) if longest else 0
-                yield PendingSamples(instance_id, prompt, self._decoding, self._decoding.n, done, further)
-                if planned is not None:
-                    planned.add(instance_id)
-            else:
-                self.skips[skip.reason] += 1
-                self._example = self._example or (instance_id, skip)
-
-    def estimate(self, runner: Runner, planned: set[str] | None = None) -> Estimate:
-        """Estimates the requests of :meth:`pending`. Further turns after recorded answers are included; those that
-        depend on later answers are in the upper bounds only."""
-        requests = None if self._files is None else runner.estimate(self._file_requests(planned))
-        before = None if planned is None else set(planned)
-        estimate = runner.estimate(itertools.chain(self.pending(planned), self._pending_turns()))
-        if requests is not None and self._assumed:
-            self.skips.clear()  # the samples are read again
-            longest = runner.estimate(itertools.chain(self.pending(before, longest=True), self._pending_turns()))
-            estimate = replace(requests + estimate.up_to(longest), instances=estimate.instances)
-        if self._turns.most:
-            estimate = estimate.with_further(runner.estimate(self._further_turns()))
-        if self._judged is not None and self._decoding.n > 1:
-            turns = estimate.further_turns
-            estimate = replace(estimate.with_further(runner.estimate(self._to_judge())), further_turns=turns)
-        return estimate
-
-    def _to_judge(self) -> Iterator[PendingSamples]:
-        """The requests to judge samples, as long as they can be."""
-        for index in self.selection.requested:
-            instance_id = self.selection.rows.ids[index]
-            if (self._judged is not None and instance_id in self._judged) or self.selection.skip_for(
-                index
-            ) is not None:
-                continue
-            tokens = self._decoding.n * self._decoding.max_new_tokens
-            prompt = self.selection.rows[index].prompt
-            yield PendingSamples(instance_id, prompt, self._decoding, 1, further_tokens=tokens)
-
-    def _most_further_tokens(self, index: int) -> int:
-        """The most tokens of files that a model has yet to choose."""
-        return self._files.max_tokens if self._files is not None and index in self._assumed else 0
-
-    def _pending_turns(self) -> Iterator[PendingSamples]:
-        for turn in range(1, self._turns.most + 1):
-            for found in self._turns.pending(turn, self._totals):
-                if self._turns.reusable(found) is None:
-                    prompt = found.request(self.selection.rows[found.index].prompt, self._decoding).prompt
-                    yield PendingSamples(found.key[0], prompt, self._decoding, 1)
-
-    def _further_turns(self) -> Iterator[PendingSamples]:
-        tokens = self._decoding.max_new_tokens + _MESSAGE_TOKENS
-        for one in self._pending_turns():
-            for count in range(1, self._turns.most - len(one.prompt.turns) + 1):
-                yield replace(one, further_tokens=count * tokens)  # after a recorded answer, so its files are chosen
-        for index in self.selection.requested:
-            instance_id = self.selection.rows.ids[index]
-            done = self._finished.get(instance_id, set())
-            answered = {sample for sample in done if (instance_id, sample) not in self._reusable}
-            if len(answered) >= self._decoding.n or self.selection.skip_for(index) is not None:
-                continue
-            prompt = self.selection.rows[index].prompt
-            one = PendingSamples(instance_id, prompt, self._decoding, self._decoding.n, answered)
-            files = self._most_further_tokens(index)
-            for count in range(1, self._turns.most + 1):
-                yield replace(one, further_tokens=files + count * tokens, separate=True)
-
-    def warn(self) -> None:
-        """Log a warning if :meth:`pending` has left out every instance."""
-        _warn_of_skips(self.skips, len(self.selection.requested), self._example)
-
-
-def _file_requests(
-    selection: Selection, decoding: Decoding, directories: Sequence[Path], sources: Sequence[Path] = ()
-) -> FileChoiceRequests | None:
-    """The requests for files to show; None if prompts need none.
-
-    Args:
-        directories: whose choices are set.
-        sources: see :class:`.choices.FileChoiceRequests`.
-    """
-    choices = selection.rows.file_choices
-    if choices is None:
-        return None
-    load_file_choices(choices, selection.rows.ids, directories)
-    return FileChoiceRequests(choices, selection, decoding, sources)
-
-
 _COMPARED = (
     "instances", "completed", "failed", "skipped", "unreadable_records", "cost_usd", "possibly_billed_usd",
 )  # fmt: skip
@@ -485,7 +126,7 @@ class Run:
         self._recheck = store.recheck or any(map(store.totals.has_skip, RECHECKED_SKIPS))
         self._samples = runner.decoding.n
         self._turns = FurtherTurns(feedback, selection, store.directory, self._samples, edit_format, self._sources)
-        self._files = _file_requests(selection, runner.decoding, [store.directory], self._sources)
+        self._files = FileChoiceRequests.of(selection, runner.decoding, [store.directory], self._sources)
         self._rounds: Iterator[Iterator[Request]] = iter(())
         self._turns_left = feedback.turns > 0
         """Whether a further turn may have no record yet."""
@@ -663,7 +304,7 @@ class Run:
 
     def _warn_of_skips(self, summary: Summary) -> None:
         asked = summary["instances"] * self._samples
-        _warn_of_skips(self.store.totals.skip_reasons(), asked, self._skip_example)
+        warn_of_skips(self.store.totals.skip_reasons(), asked, self._skip_example)
 
     def _tracked(self, summary: Summary, status: int) -> int:
         """Finish the tracker; returns the exit status."""
@@ -838,7 +479,7 @@ class Run:
                 continue
             if prompt is None:
                 continue
-            if totals.auxiliary_status("judge", instance_id, prompt.sha256) in _FINISHED:
+            if totals.auxiliary_status("judge", instance_id, prompt.sha256) in FINISHED:
                 continue
             if known is None:
                 known = reusable_auxiliary(self._sources, lambda record: purpose_of(record) == "judge")

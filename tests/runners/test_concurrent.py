@@ -24,8 +24,9 @@ from swe_infer.run_directory.records import read_records, turn_of
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.runners.concurrent import run_concurrently
+from swe_infer.runners.instances import coverage_of, select_instances
 from swe_infer.runners.llama import LlamaRunner
-from swe_infer.runners.run import Run, coverage_of, select_instances
+from swe_infer.runners.run import Run
 from swe_infer.tracking.base import NoTracker, RunInfo
 from swe_infer.types import DataShard, Decoding, LlamaModel
 from tests.support.instances import write_instances

@@ -21,8 +21,9 @@ from swe_infer.patches.pipeline import make_patch
 from swe_infer.run_directory.records import Record, read_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import ProcessResources, RunContext
+from swe_infer.runners.instances import select_instances
 from swe_infer.runners.llama import LlamaRunner
-from swe_infer.runners.run import Run, select_instances
+from swe_infer.runners.run import Run
 from swe_infer.tracking.base import NoTracker, RunInfo
 from swe_infer.types import DataShard, Decoding, LlamaModel
 from tests.support import commands
