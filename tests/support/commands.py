@@ -2,8 +2,9 @@
 
 Importing Hydra, pydantic, the vendors' SDKs and our own modules takes most of a short command's processor time. A
 server imports these once for all workers of a test session. It forks a process for each command, which takes over the
-command's arguments, folder, environment and streams, and then runs the module as ``python -m`` does. A launcher's
-workers, and the other processes that a command starts, start as usual.
+command's arguments, folder, environment and streams, and then runs the module as ``python -m`` does. What a command
+composes of ``conf/``, later ones find in the cache. A launcher's workers, and the other processes that a command
+starts, start as usual.
 
 Tests of startup and of imports start the interpreter themselves.
 """
@@ -18,6 +19,7 @@ import gc
 import hashlib
 import json
 import os
+import pickle
 import runpy
 import select
 import signal
@@ -50,15 +52,6 @@ PACKAGES = (
 """What commands import; an extra may be missing. What these read from the environment meanwhile, no test changes."""
 LOCAL = (*COMMON, "tokenizers", "torch")
 """For runs of the local engine. OMP_NUM_THREADS, which torch and numpy read at once, is 1."""
-COMPOSED = (
-    "", "tracker=none", "model=gpt-4o", "model=gpt-4o tracker=none", "dataset=jsonl tracker=none",
-    "dataset=jsonl model=gpt-4o", "dataset=jsonl model=gpt-4o tracker=none",
-    "dataset=jsonl model=claude-sonnet-4-5 tracker=none",
-    "context=oracle dataset=jsonl model=gpt-4o prompt=style3",
-    "context=llm dataset=jsonl model=gpt-4o prompt=style3 tracker=none",
-    "feedback=apply_error model=gpt-4o tracker=none", "dataset=jsonl hydra/sweeper=optuna model=gpt-4o tracker=none",
-)  # fmt: skip
-"""Choices of options that many commands share; the server composes them once for all."""
 SHARED = "SWE_INFER_TESTS_COMMANDS"
 """Names the folder of the sockets that the workers of a test session share."""
 _MESSAGE = 1 << 20
@@ -213,8 +206,9 @@ def _start_server(listener: socket.socket, packages: tuple[str, ...]) -> None:
     atexit.register(process.poll)  # it may outlive this process
 
 
-def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]]:
-    """Fork for each order; returns in the forked process, with what is to run."""
+def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str], Path]:
+    """Fork for each order; returns in the forked process, with what is to run and the server's folder."""
+    directory = Path(listener.getsockname()).parent
     path = sys.path[1:]  # the first is this process's own folder
     for package in (*packages, *_our_modules()):
         with suppress(ModuleNotFoundError):
@@ -236,7 +230,7 @@ def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]
         readable = select.select(numbers, [], [])[0]
         if woken in readable:
             os.read(woken, 4096)
-            _reap(ends)
+            _reap(ends, directory)
         if listener.fileno() in readable:
             connections.append(listener.accept()[0])
         for ready in [connection for connection in connections if connection.fileno() in readable]:
@@ -260,7 +254,7 @@ def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]
                 connection.close()
             for descriptor in (woken, wake, *ends.values()):
                 os.close(descriptor)
-            return _become(json.loads(message), descriptors, path)
+            return *_become(json.loads(message), descriptors, path), directory
 
 
 def _our_modules() -> list[str]:
@@ -275,20 +269,16 @@ def _fill_caches() -> None:
     the parsing, the files of ``conf/`` and the parameters of the classes that they name."""
     from hydra import compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from swe_infer import config, presets
     from swe_infer.cli.config_loader import initialized_hydra
 
-    with initialized_hydra() as loader:
+    with initialized_hydra():
         for choice in ("model=gpt-4o", "model=claude-sonnet-4-5", "model=tiny"):
             cfg = compose("config", [choice])
             config.build(cfg)
             config.run_name(config.resolved(cfg), "model", "data")
-        for choices in COMPOSED:
-            for mode in RunMode:
-                loader.load_configuration("config", choices.split(), mode)
     presets.presets()
     OverridesParser.create().parse_overrides(
         ["a=b", "a.b=1", "+a=[1,'2']", "a@b.c={d:1.0}", "~a", "a=1,2", "a=${b:c}"]
@@ -296,11 +286,13 @@ def _fill_caches() -> None:
     OmegaConf.to_container(OmegaConf.create({"a": "${b}/${b}", "b": "${oc.env:HOME,null}"}), resolve=True)
 
 
-def _reap(ends: dict[int, int]) -> None:
+def _reap(ends: dict[int, int], directory: Path) -> None:
     while ends:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
+        with suppress(FileNotFoundError), (directory / f"{pid}.composed").open("rb") as composed:
+            _compositions().update(pickle.load(composed))
         with suppress(BrokenPipeError):  # nobody waits for it
             os.write(ends[pid], array.array("i", [os.waitstatus_to_exitcode(status)]).tobytes())
         os.close(ends.pop(pid))
@@ -324,10 +316,25 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
     return module, arguments
 
 
-def _run(module: str, arguments: list[str]) -> None:
+def _compositions() -> dict[tuple[Any, ...], Any]:
+    """The cache of composed options. Each entry names its files, and is used while these are the same."""
+    from swe_infer.cli import config_loader
+
+    return config_loader._COMPOSED
+
+
+def _hand_over(directory: Path, known: set[tuple[Any, ...]]) -> None:
+    """Write what this command has composed for the server, which reads it when the command has ended."""
+    if new := {key: options for key, options in _compositions().items() if key not in known}:
+        unfinished = directory / f"{os.getpid()}.unfinished"
+        unfinished.write_bytes(pickle.dumps(new))
+        unfinished.rename(unfinished.with_suffix(".composed"))
+
+
+def _run(module: str, arguments: list[str], directory: Path) -> None:
     """Run the command to its end. Where it ends as it should, its objects are not taken apart one by one: with all
     these packages that takes as long as a short command."""
-    status = 0
+    status, known = 0, set(_compositions())
     try:
         if module == "-c":
             code, *arguments = arguments
@@ -351,6 +358,8 @@ def _run(module: str, arguments: list[str]) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         sys.exit(status)
+    with suppress(OSError):  # the command may have limited its files
+        _hand_over(directory, known)
     os._exit(status & 0xFF)
 
 
