@@ -8,12 +8,14 @@ before its first test is set up. Helper modules and fixtures import as usual, or
 from __future__ import annotations
 
 import ast
+import fcntl
 import gc
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Generator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -25,6 +27,8 @@ from tests.support.selection import ProcessWatch, is_slow, late_imports
 HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "openai", "anthropic", "wandb", "ray"}
 NEED_TORCH = {"llama", "sample"}
 """Folders whose tests import torch and transformers. They come first, so that one worker runs most of them."""
+LAST_COMPILED = Path(__file__).parent / "view" / "__pycache__"
+"""Of the folder that is collected last."""
 HEAVY_IMPORTS = pytest.StashKey[list[str]]()
 LATE_IMPORTS_MADE = pytest.StashKey[set[str]]()
 WATCH = pytest.StashKey[ProcessWatch]()
@@ -57,13 +61,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """The thousands of collected tests stay to the end: no garbage collection looks at them."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.freeze()
-        gc.enable()
+    """The thousands of collected tests stay to the end: no garbage collection looks at them. In a new clone the first
+    worker compiles the tests, and the others wait for what it writes: compiling takes twice as long as collecting."""
+    with (Path(os.environ[commands.SHARED]) / "collecting").open("w") as lock:
+        if not LAST_COMPILED.exists():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+        gc.disable()
+        try:
+            return (yield)
+        finally:
+            gc.freeze()
+            gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
