@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import StoreError
-from swe_infer.files import special_kind
+from swe_infer.files import open_regular, special_kind
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks, born, connect
 
@@ -33,6 +33,8 @@ CREATE TABLE IF NOT EXISTS owners (
     id TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT NOT NULL, beat REAL NOT NULL);
 """
 _LARGEST = 10**18
+_JOURNAL_BYTES = 1 << 16
+"""15 pages: more than the rows of some hundred requests take."""
 
 
 class Busy(StoreError):
@@ -81,6 +83,7 @@ class SharedDatabase:
         else:
             self.owner = owner.id
             self._process = (f"{owner.host} (remote)", 0, "")  # never this host, so that only its signs of life count
+        self._path = path
         self._name = name
         self._schema = _OWNERS + schema
         self._is_checked = False
@@ -114,15 +117,17 @@ class SharedDatabase:
         """One immediate transaction, rolled back if the body raises."""
         if not self._is_checked:
             # A power cut may lose the last moments; a killed process loses nothing. No write-ahead log: its shared
-            # memory does not work on network file systems.
+            # memory does not work on network file systems. The rollback journal keeps its space.
             self.execute("PRAGMA synchronous=OFF")
-            self.execute("PRAGMA journal_mode=TRUNCATE")
+            self.execute("PRAGMA journal_mode=PERSIST")
         self.execute("BEGIN IMMEDIATE")
         try:
             if not self._is_checked:
                 self._create_and_check()
             yield
             self.execute("COMMIT")
+            if not self._is_checked and self._path is not None:
+                _reserve_journal(self._path)  # SQLite removes the journal of an empty database
             self._is_checked = True
         except BaseException:
             self._beat = 0.0  # if it is written, it is rolled back
@@ -179,6 +184,17 @@ def _refuse_special(path: Path) -> None:
     with suppress(FileNotFoundError):
         if (kind := special_kind(os.lstat(path).st_mode)) is not None:
             raise OSError(f"it is {kind}; a regular file is expected")
+
+
+def _reserve_journal(path: Path) -> None:
+    """Allocates the space of the rollback journal, so that a full disk prevents no change to existing rows. SQLite
+    ignores zeros in it."""
+    with suppress(OSError):  # without space, or support for it, the next transaction tries
+        descriptor = open_regular(path.with_name(f"{path.name}-journal"), os.O_RDWR)
+        try:
+            os.posix_fallocate(descriptor, 0, _JOURNAL_BYTES)
+        finally:
+            os.close(descriptor)
 
 
 def _is_dead(host: str, pid: int, birth: str, beat: float) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.torture.shortages import mounted
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.coordination import SharedDatabase
 from swe_infer.api.ledger import Ledger, LedgerEntry
@@ -181,6 +182,29 @@ def test_a_charge_is_written_with_the_next_reservation_or_soon(tmp_path: Path) -
         cost_budget.close()
 
     asyncio.run(scenario())
+
+
+def test_a_full_disk_prevents_no_charge(tmp_path: Path) -> None:
+    """Answers in flight come when the disk is full already."""
+    with mounted(tmp_path / "disk", 600) as is_mounted:
+        if not is_mounted:
+            pytest.skip("may not mount a file system")
+        path = tmp_path / "disk" / "ledger"
+        ledger = Ledger(path, Decimal(1000), "run")
+        entries = [ledger.reserve(Decimal(1)) for _ in range(256)]
+        with (tmp_path / "disk" / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(1024))
+        for entry in entries[:16]:
+            assert isinstance(entry, LedgerEntry)
+            ledger.charge(entry, Decimal("0.25"))
+        for entry in entries[16:]:
+            assert isinstance(entry, LedgerEntry)
+            ledger.charge_later(entry, Decimal("0.25"))
+        ledger.close()
+        again = Ledger(path, Decimal(1000), "run")
+        assert again.record_earlier_spending(Decimal(0)) == Decimal(64)
+        again.close()
 
 
 def test_requests_of_one_turn_share_a_transaction_and_pass_no_cap(tmp_path: Path) -> None:
