@@ -179,6 +179,14 @@ class Batches:
         """Batches at the provider."""
         return len(self._journal.open)
 
+    @property
+    def possibly_billed_usd(self) -> Decimal:
+        """Dollars that may have been billed for requests without an outcome."""
+        return sum(
+            (usd for key, usd in self._possibly_billed.items() if not self._is_recorded(key[:2], *key[2:])),
+            Decimal(0),
+        )
+
     async def process(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         """Answers all requests; see :class:`swe_infer.runners.base.Runner`. One that does not fit under a cap is
         skipped without an outcome.

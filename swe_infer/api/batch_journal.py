@@ -81,7 +81,7 @@ class Journal:
         self._prompts_path = directory / "batch_prompts.jsonl"
         self.possibly_billed: dict[ItemKey, Decimal] = {}
         """Dollars that may have been billed for requests, and that no record includes yet."""
-        self.open = {batch.label: batch for batch in _replayed(directory, self.possibly_billed)}
+        self.open = {batch.label: batch for batch in open_batches(directory, self.possibly_billed)}
         if not self.open:
             self._prompts_path.unlink(missing_ok=True)
         self._file = _appended(self._path)
@@ -152,18 +152,17 @@ class Journal:
         os.fsync(self._file)
 
 
-def open_batches(directory: Path) -> list[Batch]:
+def open_batches(directory: Path, possibly_billed: dict[ItemKey, Decimal] | None = None) -> list[Batch]:
     """The batches of a run directory that are planned and not closed, in order. Only reads.
 
     An unreadable line loses only its event: an id is found by the batch's label, and a closed batch is collected
     again.
+
+    Args:
+        possibly_billed: gets the dollars that may have been billed for requests, and that no record includes yet.
     """
-    return _replayed(directory, {})
-
-
-def _replayed(directory: Path, possibly_billed: dict[ItemKey, Decimal]) -> list[Batch]:
-    """:func:`open_batches`. Adds to ``possibly_billed``."""
     path = directory / "batches.jsonl"
+    billed = {} if possibly_billed is None else possibly_billed
     batches: dict[str, Batch] = {}
     unreadable = 0
     try:
@@ -177,7 +176,7 @@ def _replayed(directory: Path, possibly_billed: dict[ItemKey, Decimal]) -> list[
             if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
                 break  # torn: the event was not completed
             try:
-                _replay(bounded_json(line), batches, possibly_billed)
+                _replay(bounded_json(line), batches, billed)
             except (ValueError, ArithmeticError, TypeError, KeyError, AttributeError, RecursionError):
                 unreadable += 1
     if unreadable:

@@ -116,8 +116,7 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
                 own.add_record(record)
             damage.reconcile_cost(own.cost_usd, shard.summary)
             damages.append(damage)
-            billed = Decimal(shard.summary.get("possibly_billed_usd") or 0)
-            unrecorded_usd += max(Decimal(0), billed - own.possibly_billed_usd)
+            unrecorded_usd += own.unrecorded_usd(shard.summary)
             if damage:
                 print(f"{shard.directory}: {damage}", file=sys.stderr)
         store.check()

@@ -111,7 +111,7 @@ def recompute(directory: Path, *, dry_run: bool = False) -> Changes:
         store = stack.enter_context(
             RunStore(directory, label, locks_of(config), selector=selector, benchmark=benchmark)
         )
-        before = store.read_summary()
+        before = run.latest_summary()
         changed = rewrite_records(
             directory / layout.RECORDS, patches.fields, lambda: _drop(directory, patches.changes)
         )

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from swe_infer import config
+from swe_infer.api.sweep_ledgers import SWEEP_LEDGER, agents_ledger
 from swe_infer.cli.answer_sharing import RunLocation, claim_directory, has_identity, identity_lock, read_config
 from swe_infer.cli.command_line import command_line
 from swe_infer.cli.recorded_run import WANDB
@@ -299,7 +300,7 @@ class PreparedRun:
                 directory=info.directory,
                 run_id=run_id,
                 spent_usd=(store.totals.cost_usd or Decimal(0)) + store.totals.possibly_billed_usd,
-                sweep_ledger=self._agent.ledger if self._agent else shared / "sweep_ledger.sqlite",
+                sweep_ledger=self._agent.ledger if self._agent else shared / SWEEP_LEDGER,
                 resources=resources,
                 shards=experiment.shard.count,
                 is_recorded=lambda key, turn, auxiliary: store.totals.is_answered(key, turn, auxiliary),
@@ -438,4 +439,4 @@ class AgentRun:
             )
         parts = [environment.get("WANDB_ENTITY"), environment.get("WANDB_PROJECT"), sweep]
         name = "__".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts if part)
-        return cls(run_id, state / "wandb_sweeps" / f"{name}.sqlite")
+        return cls(run_id, agents_ledger(state, name))

@@ -209,6 +209,7 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
     stated = stated if isinstance(stated, int) and stated <= MAX_SAMPLES else 0
     samples = max([stated, *(1 + sample for _, sample in results)])
     instances = summary.get("instances")
+    summary["possibly_billed_usd"] = recorded.possibly_billed_usd + recorded.unrecorded_usd(summary)
     if summary.get("remaining") != 0 and isinstance(instances, int):
         # The last summary of a run that was killed, or is in progress, is older than its records.
         summary = {**summary, "remaining": recorded.summary(instances=instances, samples=samples)["remaining"]}

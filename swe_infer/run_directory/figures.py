@@ -612,6 +612,12 @@ class Totals:
         self.usage += damage.usage
         self.cost_usd = sum_usd(self.cost_usd, damage.cost_usd)
 
+    def unrecorded_usd(self, summary: Summary) -> Decimal:
+        """What may have been billed according to the run's summary, beyond what these records state. The ledgers of a
+        run may know more than its records."""
+        stated, recorded = summary.get("possibly_billed_usd") or 0, self.possibly_billed_usd
+        return Decimal(str(stated)) - recorded if float(stated) > float(recorded) else Decimal(0)
+
     def counts(self, instance_id: str) -> bool:
         """Whether an instance is covered."""
         return self.covered_ids is None or instance_id in self.covered_ids

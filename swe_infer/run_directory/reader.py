@@ -119,10 +119,15 @@ class RunDirectory:
             return summary
         coverage = self.coverage()
         totals = Totals() if coverage is None else Totals(coverage.ids, coverage.turns)
-        for record in self.records(auxiliary=True):
+        damage = Damage()
+        for record in self.records(damage, auxiliary=True):
             totals.add_record(record)
+        damage.reconcile_cost(totals.cost_usd, summary)
+        totals.add_damage(damage)
         asked = None if coverage is None or coverage.instance_ids is None else len(coverage.instance_ids)
-        counted = totals.summary(instances=asked, samples=summary.get("samples"))
+        counted = totals.summary(
+            instances=asked, samples=summary.get("samples"), unrecorded_usd=totals.unrecorded_usd(summary)
+        )
         return cast(Summary, {**counted, **{key: value for key, value in summary.items() if key in _TIMES}})
 
     def _is_outdated(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 from swe_infer.api.background import BackgroundResponses
 from swe_infer.api.batch import Batches, BatchSettings
-from swe_infer.api.batch_journal import Journal, open_batches
+from swe_infer.api.batch_journal import ItemKey, Journal, open_batches
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.budget_address import BudgetAddress, is_budget_address
 from swe_infer.api.budget_client import check_budget_server
@@ -33,8 +33,9 @@ from swe_infer.api.pricing import PriceTable, price_table_for
 from swe_infer.api.prompt_cache import PromptCacheIndex
 from swe_infer.api.remote_ledger import RemoteLedger
 from swe_infer.api.retry import Retry
+from swe_infer.api.sweep_ledgers import record_ledger, recorded_ledgers
 from swe_infer.api.tokens import counter_of
-from swe_infer.errors import CheckpointError, ConfigError, StoreError
+from swe_infer.errors import CheckpointError, ConfigError, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
 from swe_infer.options import Option
@@ -133,10 +134,10 @@ class ApiRunner:
         self._budget: CostBudget | None = None
         self._max_pending = 0
         self._unrecorded_usd = Decimal(0)
-        """What ledgers charged for requests of earlier commands beyond the records, as they were in flight when their
-        process was killed."""
-        self._is_read = False
-        """Whether it is known although nothing is sent."""
+        """What ledgers charged for requests of earlier commands beyond the records and the journal, as they were in
+        flight when their process was killed."""
+        self._journalled_usd = Decimal(0)
+        """What may have been billed for requests of earlier commands, and is in the journal alone."""
 
     def check_prefill(self, prefill: str) -> None:
         self.provider.check_prefill(self._model, prefill)
@@ -183,7 +184,8 @@ class ApiRunner:
             self.budget, self.limits = replace(self.budget, max_usd=cap), self.limits.divided(context.shards)
             self._parts = context.shards
         self.provider.keep_log(context.directory)
-        unfinished = open_batches(context.directory)
+        billed: dict[ItemKey, Decimal] = {}
+        unfinished = open_batches(context.directory, billed)
         for kind, key, nouns, now in (
             ("batch", "provider.mode=batch", "batches", self.provider.mode == "batch"),
             ("background", "provider.background=true", "background responses", bool(self.provider.background)),
@@ -192,6 +194,12 @@ class ApiRunner:
             if count and not now:
                 where = "of this run are still at the provider"
                 raise ConfigError(f"{count} {nouns} {where}; collect them with {key} first")
+        if self._has_journal:
+            is_recorded = context.is_recorded
+            self._journalled_usd = sum(
+                (usd for key, usd in billed.items() if not is_recorded(key[:2], *key[2:])), Decimal(0)
+            )
+        self._read_ledgers(context)
 
     def token_counter(self) -> TokenCounter:
         return counter_of(self._model, self.provider.pricing_id)
@@ -343,7 +351,6 @@ class ApiRunner:
         if self._context is None:
             raise ConfigError("batches and background responses need a run directory")
         journal = Journal(self._context.directory)
-        chain.earlier_usd -= min(chain.earlier_usd, sum(journal.possibly_billed.values(), Decimal(0)))
         queue = BackgroundResponses if self.provider.background else Batches
         try:
             for requests in rounds:
@@ -435,30 +442,23 @@ class ApiRunner:
 
     @property
     def unrecorded_usd(self) -> Decimal:
-        if self._chain is not None:
-            return self._chain.earlier_usd if self._has_journal else self._chain.unrecorded_usd
-        if not self._is_read and not self._has_journal:
-            self._is_read = True
-            try:
-                self._read_ledgers()
-            except StoreError as error:
-                if not INTERRUPTS.stopping:  # Ctrl-C does not wait for another process
-                    logger.warning("what was in flight when an earlier command was killed is not known: %s", error)
-        return self._unrecorded_usd
+        if self._chain is None:
+            return self._unrecorded_usd + self._journalled_usd
+        if not self._has_journal:
+            return self._chain.unrecorded_usd
+        journalled_usd = self._journalled_usd if self._batches is None else self._batches.possibly_billed_usd
+        return self._chain.earlier_usd + journalled_usd
 
-    def _read_ledgers(self) -> None:
-        """Finds out what was in flight when an earlier command was killed, without a chain."""
-        context = self._context
-        if context is None:
-            return
-        self._read_ledger(context.directory / _LEDGER)
-        if self.budget.sweep_max_usd is not None and self.budget.ledger is None:
-            self._read_ledger(context.sweep_ledger)
-
-    def _read_ledger(self, path: Path) -> None:
-        """A process may have been killed under the cap of an earlier command."""
-        if path.exists():
-            self._ledger(path, Decimal(0)).close()
+    def _read_ledgers(self, context: RunContext) -> None:
+        """Finds out what was in flight when an earlier command was killed, under whatever cap that one had."""
+        try:
+            for path in (context.directory / _LEDGER, *recorded_ledgers(context.directory)):
+                if path.exists():
+                    with contextlib.closing(Ledger(path, Decimal(0), context.run_id, self.locks)) as ledger:
+                        self._count_earlier_spending(ledger, context, at_least=Decimal(0))
+        except SweInferError as error:
+            if not INTERRUPTS.stopping:  # Ctrl-C does not wait for another process
+                logger.warning("what was in flight when an earlier command was killed is not known: %s", error)
 
     @property
     def _has_journal(self) -> bool:
@@ -535,8 +535,6 @@ class ApiRunner:
         ledgers: list[tuple[str, CapLedger]] = []
         if self.budget.max_usd is not None:
             ledgers.append(("budget.max_usd", self._ledger(path, self.budget.max_usd)))
-        elif path is not None:
-            self._read_ledger(path)
         if self.budget.sweep_max_usd is not None:
             if context is None:
                 raise ConfigError("budget.sweep_max_usd: this runner is part of no sweep; use budget.max_usd")
@@ -555,19 +553,20 @@ class ApiRunner:
         context = self._context
         ledger = Ledger(path, cap_usd, "run" if context is None else context.run_id, self.locks)
         if context is not None:
-            self._record_earlier_spending(ledger, context)
+            self._count_earlier_spending(ledger, context, at_least=context.spent_usd)
         return ledger
 
     def _sweep_ledger(self, context: RunContext, cap_usd: Decimal) -> CapLedger:
         if self.budget.ledger is None:
+            record_ledger(context.directory, context.sweep_ledger)
             return self._ledger(context.sweep_ledger, cap_usd)
         ledger = RemoteLedger(self.budget.ledger, cap_usd, context.run_id, "budget.ledger")
-        self._record_earlier_spending(ledger, context)
+        self._count_earlier_spending(ledger, context, at_least=context.spent_usd)
         return ledger
 
-    def _record_earlier_spending(self, ledger: CapLedger, context: RunContext) -> None:
-        spent_usd = ledger.record_earlier_spending(context.spent_usd)
-        self._unrecorded_usd = max(self._unrecorded_usd, spent_usd - context.spent_usd)
+    def _count_earlier_spending(self, ledger: CapLedger, context: RunContext, *, at_least: Decimal) -> None:
+        spent_usd = ledger.record_earlier_spending(at_least)
+        self._unrecorded_usd = max(self._unrecorded_usd, spent_usd - context.spent_usd - self._journalled_usd)
 
 
 def _known(prices: PriceTable | None) -> PriceTable | None:

@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from swe_infer.api.batch_journal import open_batches
+from swe_infer.api.sweep_ledgers import SWEEP_LEDGER
 from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.files import open_regular, sync_directory
 from swe_infer.locks import Locks, locks_of
@@ -31,7 +32,7 @@ from swe_infer.tracking.state import moved_state
 
 _FOLDERS = frozenset({"wandb", "evaluation"})
 _OTHER_FILES = re.compile(
-    r"run_id|batches\.jsonl|batch_prompts\.jsonl|ledger\.sqlite(-\w+)?|vllm\.log|found\.json|.*\.owner|\..*\.new",
+    r"run_id|batches\.jsonl|batch_prompts\.jsonl|ledger\.sqlite(-\w+)?|sweep_ledgers\.json|vllm\.log|found\.json|.*\.owner|\..*\.new",
     re.ASCII,
 )
 """Files that a run writes beside those of :mod:`swe_infer.run_directory.layout`."""
@@ -97,7 +98,7 @@ def remove_sweep(directory: Path, *, force: bool = False, dry_run: bool = False)
         raise ConfigError(f"{directory}: contains {named}; remove runs in it first, and move other files elsewhere")
     if any(is_locked(run / layout.LOCK) for run in sweep_runs(directory)):
         raise ConfigError(f"{directory}: a run of the sweep is in progress; wait for it")
-    if not force and (directory / "sweep_ledger.sqlite").exists():
+    if not force and (directory / SWEEP_LEDGER).exists():
         raise ConfigError(
             f"{directory}: has the ledger of budget.sweep_max_usd, without which the same sweep may spend its budget "
             "again; --force removes it nevertheless"
@@ -159,15 +160,16 @@ def _costs(directory: Path) -> str | None:
         for record in RunDirectory(directory).records(damage, auxiliary=True):
             totals.add_record(record)
         cost = sum_usd(totals.cost_usd, damage.cost_usd)
-        recorded = RunDirectory(directory).summary().get("cost_usd", Decimal(0))
+        summary = RunDirectory(directory).summary()
+        recorded = summary.get("cost_usd", Decimal(0))
     except SweInferError as error:
         return f"its cost is unknown ({error})"
     if cost is None or recorded is None:
         return "its answers cost money, at an unknown price"
     if largest := max(cost, Decimal(repr(float(recorded)))):
         return f"its answers cost {dollars(largest)}"
-    if totals.possibly_billed_usd:
-        return f"its requests may have cost up to {dollars(totals.possibly_billed_usd)}"
+    if billed := totals.possibly_billed_usd + totals.unrecorded_usd(summary):
+        return f"its requests may have cost up to {dollars(billed)}"
     if damage.unreadable and _is_paid(directory):
         return f"its records have {damage.unreadable:,} unreadable lines, which may have cost money"
     if open_batches(directory):

@@ -133,7 +133,11 @@ class LiveFigures:
             written: the one that the run has written, which may be older than the records, or empty.
         """
         instances = written.get("instances") if self._instances is None else self._instances
-        counted = self.totals.summary(instances=instances, samples=written.get("samples") or self._samples)
+        counted = self.totals.summary(
+            instances=instances,
+            samples=written.get("samples") or self._samples,
+            unrecorded_usd=self.totals.unrecorded_usd(written),
+        )
         # The counts of records, and the keys that only the run itself knows.
         own = {key: value for key, value in written.items() if key in _OF_THE_RUN}
         return cast(Summary, {**written, **counted, **own})

@@ -20,10 +20,14 @@ from typing import Any
 import pytest
 
 from swe_infer.cli.merge import merge
+from swe_infer.cli.patches import recompute
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_run
-from swe_infer.run_directory.records import Key, Record, read_records
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.records import Key, Record, possibly_billed_usd, read_records
+from swe_infer.runs.listing import read_run
+from swe_infer.view.tail import LiveFigures
 from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
 from tests.support.instances import write_instances
@@ -571,6 +575,69 @@ def test_what_was_in_flight_at_a_kill_is_stated_whatever_the_next_command_asks_f
     for more in (in_batches, ["dataset.limit=10", cap]):
         assert run(*first, *more, cwd=tmp_path).returncode == 0
         assert float(summary_of(tmp_path / "shard0")["possibly_billed_usd"]) == lost, more
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_what_was_in_flight_under_the_cap_of_a_sweep_is_stated_without_a_cap(
+    server: ApiServer, tmp_path: Path, is_moved: bool
+) -> None:
+    common = ["model=gpt-4o", address(server, "openai"), "dataset.run_tests=false", "tracker=none", "shard.count=1"]
+    arguments, directory = [*common, "shard.index=0", "output_dir=run"], tmp_path / "run"
+    cap = "budget.sweep_max_usd=1"
+    assert run(*arguments, cap, "dataset.limit=6", cwd=tmp_path).returncode == 0
+    killed_in_flight(server, *arguments, cap, "provider.max_concurrency=3", cwd=tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "sweep_ledger.sqlite")) as ledger:
+        ((held,),) = ledger.execute("SELECT sum(amount) FROM held")
+    lost = pytest.approx(held / 1e12)
+    assert held > 1e10, "three requests with the longest output"
+    if is_moved:  # out of the sweep's folder, whose ledger the run names
+        directory = tmp_path / "elsewhere" / "run"
+        directory.parent.mkdir()
+        (tmp_path / "run").rename(directory)
+        arguments[-1] = f"output_dir={directory}"
+
+    for limit in ("6", "7", "8"):  # nothing left to send, then more
+        assert run(*arguments, f"dataset.limit={limit}", cwd=tmp_path).returncode == 0
+        assert float(summary_of(directory)["possibly_billed_usd"]) == lost, limit
+    assert float(sum(map(possibly_billed_usd, read_records(directory / "records.jsonl")))) == lost
+    merge(tmp_path / "merged", [directory])
+    assert float(summary_of(tmp_path / "merged")["possibly_billed_usd"]) == lost
+    assert compare([load_run(directory)]).runs[0].possibly_billed_usd == lost
+    assert run(*arguments, cap, "dataset.limit=9", cwd=tmp_path).returncode == 0
+    assert float(summary_of(directory)["possibly_billed_usd"]) == lost, "it is counted once"
+
+
+def test_figures_that_only_the_summary_knows_survive_an_update_from_the_records(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """What ledgers know is in no record until the next one; a killed run wrote its last records after its summary."""
+    run_directory = tmp_path / "run"
+    arguments = ["model=gpt-4o", address(server, "openai"), "dataset.limit=2", "dataset.run_tests=false"]
+    arguments += ["tracker=none"]
+    assert run(*arguments, f"output_dir={run_directory}", cwd=tmp_path).returncode == 0
+    summary = summary_of(run_directory)
+    written = {**summary, "completed": 1, "remaining": 1, "possibly_billed_usd": 0.25}
+    (run_directory / "summary.json").write_text(json.dumps(written, default=float))
+    past = (run_directory / "records.jsonl").stat().st_mtime_ns - 10**9
+    os.utime(run_directory / "summary.json", ns=(past, past))
+    listed = read_run(run_directory, "run").summary
+    assert (listed["completed"], float(listed["possibly_billed_usd"])) == (2, 0.25)
+    assert compare([load_run(run_directory)]).runs[0].possibly_billed_usd == 0.25
+    live = LiveFigures(run_directory, None, 1)
+    assert live.update()
+    assert float(live.summary(RunDirectory(run_directory).summary())["possibly_billed_usd"]) == 0.25
+    change_patches(run_directory)
+    again = summary_of(run_directory)
+    assert (again["completed"], again["remaining"], again["possibly_billed_usd"]) == (2, 0, Decimal("0.25"))
+
+
+def change_patches(directory: Path) -> None:
+    """Computes the patches again, of which one was changed."""
+    path = directory / "records.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    record = {**json.loads(first), "model_patch": "", "patch_status": "none"}
+    path.write_text("".join([json.dumps(record) + "\n", *others]))
+    assert recompute(directory).patches
 
 
 def test_requests_in_flight_at_a_kill_count_under_a_cap_that_returns(server: ApiServer, tmp_path: Path) -> None:

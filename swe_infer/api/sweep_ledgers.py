@@ -1,0 +1,66 @@
+"""``sweep_ledgers.json`` of a run directory: the files of the sweep ledgers that have counted the run.
+
+A later command may be outside the sweep, or have no cap. It finds out there what was in flight when an earlier one
+was killed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from swe_infer.files import write_atomically
+from swe_infer.resources import state_home
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.sweep_paths import to_stored
+from swe_infer.text import bounded_json
+
+SWEEP_LEDGER = "sweep_ledger.sqlite"
+"""The ledger in the directory of a sweep."""
+_NAME = "sweep_ledgers.json"
+_MAX_BYTES = 1 << 16
+
+
+def agents_ledger(state: Path, name: str) -> Path:
+    """The ledger of the runs that the agents of a W&B sweep start on this machine.
+
+    Args:
+        state: the user's state directory.
+    """
+    return state / "wandb_sweeps" / f"{name}.sqlite"
+
+
+def recorded_ledgers(directory: Path) -> list[Path]:
+    """The existing ledgers that the file names. Another user may have written it, so other files are left out.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    paths = {(directory / stored).resolve() for stored in _stored(directory) if "\0" not in stored}
+    return sorted(path for path in paths if (path.name == SWEEP_LEDGER or _is_agents(path)) and path.is_file())
+
+
+def record_ledger(directory: Path, ledger: Path) -> None:
+    """Adds a ledger to the file: its path, and the one relative to the run, as both may be moved together.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        StoreError: it cannot be written.
+    """
+    before = _stored(directory)
+    after = list(dict.fromkeys([*before, str(ledger.resolve()), to_stored(directory, ledger)]))
+    if after != before:
+        write_atomically(directory / _NAME, json.dumps(after))
+
+
+def _stored(directory: Path) -> list[str]:
+    try:
+        stored = bounded_json(layout.content(directory, _NAME, _MAX_BYTES) or b"[]")
+    except (ValueError, RecursionError):
+        return []
+    return [path for path in stored if isinstance(path, str)] if isinstance(stored, list) else []
+
+
+def _is_agents(path: Path) -> bool:
+    state = state_home()
+    return state is not None and path == agents_ledger(state.resolve(), path.stem)
