@@ -53,6 +53,10 @@ class Proxy:
     def scheme(self) -> str:
         return self.url.partition("://")[0].lower()
 
+    @property
+    def is_socks(self) -> bool:
+        return self.scheme in _SOCKS
+
 
 # Addresses.
 
@@ -149,7 +153,7 @@ def _check_proxy(proxy: Proxy, base_url: str) -> None:
         raise ConfigError(
             f"{proxy.variable} names a proxy with the scheme {proxy.scheme}: must be http, https, socks5 or socks5h"
         )
-    if proxy.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
+    if proxy.is_socks and importlib.util.find_spec("socksio") is None:
         raise ConfigError(
             f"{proxy.variable} names a SOCKS proxy, which needs the package socksio: pip install 'swe_infer[socks]'; "
             f"or unset it, or put {urlsplit(base_url).hostname} into NO_PROXY"

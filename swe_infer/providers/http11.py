@@ -12,8 +12,10 @@ import select
 import socket
 import ssl
 import time
+from base64 import b64encode
 from collections import defaultdict, deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from http.client import responses
 from ipaddress import ip_address
 from typing import Any
 
@@ -41,14 +43,21 @@ class Http11Transport(httpx2.AsyncBaseTransport):
     Args:
         max_connections: maximum number of connections; further requests wait.
         keep_alive_s: seconds after which an idle connection is not used again.
-        context: for TLS.
+        context: for TLS, also to a proxy.
+        proxy: an HTTP proxy. It opens a tunnel to an encrypted server, and forwards the requests to another one.
     """
 
-    def __init__(self, max_connections: int, keep_alive_s: float, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, max_connections: int, keep_alive_s: float, context: ssl.SSLContext, proxy: httpx2.Proxy | None = None
+    ) -> None:
         self._free = asyncio.Semaphore(max_connections)
         self._keep_alive_s = keep_alive_s
         self._context = context
         self._context.set_alpn_protocols(["http/1.1"])
+        self._proxy = proxy
+        self._proxy_headers: Headers = []
+        if proxy is not None and proxy.raw_auth is not None:
+            self._proxy_headers = [(b"Proxy-Authorization", b"Basic " + b64encode(b":".join(proxy.raw_auth)))]
         self._idle: dict[tuple[str, bytes, int | None], deque[_Connection]] = defaultdict(deque)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -85,8 +94,11 @@ class Http11Transport(httpx2.AsyncBaseTransport):
             self._free.release()
             raise
         body = _Body(self, url, connection, timeouts.get("read"))
+        target = url.raw_path
+        if self._proxy is not None and url.scheme == "http":
+            target, headers = b"http://" + url.netloc + target, [*self._proxy_headers, *headers]
         try:
-            await connection.send(method, url.raw_path, headers, content, timeouts.get("write"))
+            await connection.send(method, target, headers, content, timeouts.get("write"))
             return *await connection.head(timeouts.get("read")), body
         except BaseException:
             await body.aclose()
@@ -127,25 +139,33 @@ class Http11Transport(httpx2.AsyncBaseTransport):
         return None
 
     async def _connect(self, url: httpx2.URL, timeouts: Mapping[str, float | None]) -> _Connection:
-        loop, host = asyncio.get_running_loop(), url.raw_host.decode("ascii")
-        is_encrypted = url.scheme == "https"
         if url.scheme not in _PORTS:
             raise httpx2.UnsupportedProtocol(f"the URL has the scheme {url.scheme!r}, not http or https")
         try:
             async with asyncio.timeout(timeouts.get("connect")):
-                transport, connection = await loop.create_connection(
-                    _Connection,
-                    host,
-                    url.port or _PORTS[url.scheme],
-                    ssl=self._context if is_encrypted else None,
-                    server_hostname=host if is_encrypted else None,
-                    # With a delay, Python 3.11 leaves the socket of a cancelled connection to the garbage collector.
-                    happy_eyeballs_delay=None if _is_address(host) else _NEXT_ADDRESS_S,
-                )
+                if self._proxy is None:
+                    return await self._open(url)
+                connection = await self._open(self._proxy.url)
+                if url.scheme == "https":
+                    await connection.tunnel(url, self._proxy_headers, self._context)
+                return connection
         except TimeoutError as error:
             raise httpx2.ConnectTimeout(str(error)) from error
         except (OSError, UnicodeError) as error:
             raise httpx2.ConnectError(str(error)) from error
+
+    async def _open(self, url: httpx2.URL) -> _Connection:
+        """A connection to the host of ``url``."""
+        host, is_encrypted = url.raw_host.decode("ascii"), url.scheme == "https"
+        transport, connection = await asyncio.get_running_loop().create_connection(
+            _Connection,
+            host,
+            url.port or _PORTS[url.scheme],
+            ssl=self._context if is_encrypted else None,
+            server_hostname=host if is_encrypted else None,
+            # With a delay, Python 3.11 leaves the socket of a cancelled connection to the garbage collector.
+            happy_eyeballs_delay=None if _is_address(host) else _NEXT_ADDRESS_S,
+        )
         for option in tcp_options():
             transport.get_extra_info("socket").setsockopt(*option)
         return connection
@@ -155,7 +175,7 @@ class _Connection(asyncio.Protocol):
     """One connection. It sends a request, and then parses the response as it is read."""
 
     def __init__(self) -> None:
-        self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
+        self._parser = _parser()
         self._transport: asyncio.Transport
         self._unread_bytes = self._events = 0
         self._is_reading = self._may_write = True
@@ -234,6 +254,36 @@ class _Connection(asyncio.Protocol):
         poll = select.poll()  # the event loop may not yet have seen that the server closed it
         poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         return not poll.poll(0)
+
+    async def tunnel(self, url: httpx2.URL, headers: Headers, context: ssl.SSLContext) -> None:
+        """Makes the proxy, to which this is a connection, connect it to the host of ``url``. It is encrypted then.
+
+        Args:
+            headers: for the proxy.
+
+        Raises:
+            ProxyError: the proxy refuses.
+            OSError: the connection is lost, or cannot be encrypted.
+        """
+        host = url.raw_host.decode("ascii")
+        name = b"[%b]" % url.raw_host if ":" in host else url.raw_host
+        target = b"%b:%d" % (name, url.port or _PORTS[url.scheme])
+        try:
+            await self.send(b"CONNECT", target, [(b"Host", target), *headers], httpx2.ByteStream(b""), None)
+            status, _ = await self.head(None)
+            if not 200 <= status < 300:
+                raise httpx2.ProxyError(f"{status} {responses.get(status, '')}")
+            transport = await asyncio.get_running_loop().start_tls(
+                self._transport, self, context, server_hostname=host
+            )
+        except (httpx2.ProtocolError, httpx2.NetworkError) as error:  # nothing of a request is sent yet
+            self.close()
+            raise httpx2.ProxyError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        assert transport is not None
+        self._transport, self._parser = transport, _parser()
 
     async def send(
         self, method: bytes, target: bytes, headers: Headers, content: AsyncIterable[bytes], timeout_s: float | None
@@ -346,6 +396,10 @@ class _Body(httpx2.AsyncByteStream):
         connection, self._connection = self._connection, None
         if connection is not None:
             self._transport.release(self._url, connection)
+
+
+def _parser() -> h11.Connection:
+    return h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
 
 
 def _origin(url: httpx2.URL) -> tuple[str, bytes, int | None]:

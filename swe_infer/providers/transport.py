@@ -23,13 +23,15 @@ def transport_settings(
     from swe_infer.providers.http11 import Http11Transport, tcp_options
 
     verify = context or httpx2.create_ssl_context()
-    if proxy is None:
-        return {"transport": Http11Transport(max_concurrency, keep_alive_s, verify), "trust_env": False}
+    if proxy is None or not proxy.is_socks:
+        through = None if proxy is None else httpx2.Proxy(proxy.url)
+        return {"transport": Http11Transport(max_concurrency, keep_alive_s, verify, through), "trust_env": False}
     limits = httpx2.Limits(
         max_connections=max_concurrency,
         max_keepalive_connections=max_concurrency,
         keepalive_expiry=keep_alive_s,
     )
-    through = httpx2.Proxy(proxy.url, ssl_context=verify if proxy.scheme == "https" else None)
-    transport = httpx2.AsyncHTTPTransport(limits=limits, verify=verify, proxy=through, socket_options=tcp_options())
+    transport = httpx2.AsyncHTTPTransport(
+        limits=limits, verify=verify, proxy=httpx2.Proxy(proxy.url), socket_options=tcp_options()
+    )
     return {"transport": transport, "trust_env": False}

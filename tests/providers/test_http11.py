@@ -16,8 +16,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from swe_infer.api.retry import may_have_been_billed
 from swe_infer.errors import ContextOverflow, RequestError
 from swe_infer.providers.bounds import ERROR_BYTES, WHOLE_BYTES
+from swe_infer.providers.environment import Proxy
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.transport import transport_settings
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
@@ -67,8 +69,9 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return head + await reader.readexactly(length)
 
 
-def client(max_concurrency: int = 4, **timeouts: float | None) -> httpx2.AsyncClient:
-    settings = transport_settings(max_concurrency, keep_alive_s=60)
+def client(max_concurrency: int = 4, proxy: str | None = None, **timeouts: float | None) -> httpx2.AsyncClient:
+    through = None if proxy is None else Proxy("HTTP_PROXY", proxy)
+    settings = transport_settings(max_concurrency, keep_alive_s=60, proxy=through)
     return httpx2.AsyncClient(**settings, timeout=httpx2.Timeout(30, **timeouts))
 
 
@@ -298,8 +301,9 @@ def test_an_answer_to_the_beginning_of_a_request_is_read(caplog: pytest.LogCaptu
     assert not caplog.records
 
 
+@pytest.mark.parametrize("through_proxy", [False, True])
 @pytest.mark.parametrize("status", [200, 429])
-def test_a_refusal_ends_an_upload_that_the_server_does_not_read(status: int) -> None:
+def test_a_refusal_ends_an_upload_that_the_server_does_not_read(status: int, through_proxy: bool) -> None:
     size = 32 << 20
     is_read = asyncio.Event()
 
@@ -312,8 +316,10 @@ def test_a_refusal_ends_an_upload_that_the_server_does_not_read(status: int) -> 
         await asyncio.Event().wait()
 
     async def answer() -> tuple[int, str]:
-        async with serving(handle) as url, client() as http, asyncio.timeout(60):
-            response = await http.post(url, content=bytes(size), timeout=None)
+        async with serving(handle) as url, asyncio.timeout(60), client(proxy=url if through_proxy else None) as http:
+            response = await http.post(
+                "http://host.example/" if through_proxy else url, content=bytes(size), timeout=None
+            )
             if status == 200:
                 await is_read.wait()
             return response.status_code, response.text
@@ -321,14 +327,111 @@ def test_a_refusal_ends_an_upload_that_the_server_does_not_read(status: int) -> 
     assert asyncio.run(answer()) == (status, "hello")
 
 
-def test_an_encrypted_connection_is_used_for_several_requests(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of 127.0.0.1, with its key."""
+    path = tmp_path_factory.mktemp("certificate") / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(key)]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(path), "-keyout", str(path.with_name("key"))]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
+    path.write_text(path.read_text() + path.with_name("key").read_text())
+    return path
+
+
+def server_context(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.mark.parametrize("proxy_scheme", ["http", "https"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_requests_through_a_proxy_share_its_connections(scheme: str, proxy_scheme: str, certificate: Path) -> None:
+    """A tunnel to an encrypted server, and requests with the whole address to another one."""
+    tunnels: list[bytes] = []
+    requests: list[bytes] = []
+    is_closed = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            requests.append(await read_request(reader))
+            writer.write(ANSWER)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.close()
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        tunnels.append(head)
+        host, _, port = head.split()[1].decode().rpartition(":")
+        there = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(pass_on(reader, there[1]), pass_on(there[0], writer), return_exceptions=True)
+        await there[1].wait_closed()
+        is_closed.set()
+
+    async def scenario() -> None:
+        encrypted = server_context(certificate)
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        async with (
+            serving(answer, encrypted if scheme == "https" else None) as url,
+            serving(tunnel if scheme == "https" else answer, encrypted if proxy_scheme == "https" else None) as way,
+        ):
+            through = Proxy("HTTP_PROXY", way.replace("://", "://user:p%40ss@"))
+            async with httpx2.AsyncClient(**transport_settings(4, 60, trusted, through)) as http:
+                for _ in range(3):
+                    assert (await http.post(f"{url}path?a=b", content="x")).text == "hello"
+            credentials = b"Proxy-Authorization: Basic dXNlcjpwQHNz\r\n"
+            if scheme == "https":
+                await is_closed.wait()
+                (head,) = tunnels
+                assert credentials in head
+                assert [request.split()[1] for request in requests] == [b"/path?a=b"] * 3
+                assert not any(credentials in request for request in requests), "the server does not see them"
+            else:
+                assert [request.split()[1] for request in requests] == [f"{url}path?a=b".encode()] * 3
+                assert all(credentials in request for request in requests)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n", httpx2.ProxyError),
+        (b"", httpx2.ProxyError),
+        (b"SSH-2.0\r\n\r\n", httpx2.ProxyError),
+        (b"HTTP/1.1 200 OK\r\n\r\nno TLS", httpx2.ConnectError),
+        (None, httpx2.ConnectTimeout),
+    ],
+)
+def test_a_tunnel_that_fails_is_no_request_that_was_sent(said: bytes | None, kind: type[Exception]) -> None:
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if said is None:
+            await asyncio.Event().wait()
+        else:
+            writer.write(said)
+
+    async def error() -> Exception:
+        async with serving(proxy) as way, client(proxy=way, connect=1 if said is None else 30) as http:
+            with pytest.raises(httpx2.TransportError) as caught:
+                await http.post("https://host.example/", content="x")
+            return caught.value
+
+    found = asyncio.run(error())
+    assert type(found) is kind
+    sent = RequestError("POST https://host.example/: not connected")
+    sent.__cause__ = found
+    assert not may_have_been_billed(sent)
+
+
+def test_an_encrypted_connection_is_used_for_several_requests(certificate: Path) -> None:
     connections = 0
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -339,8 +442,7 @@ def test_an_encrypted_connection_is_used_for_several_requests(tmp_path: Path) ->
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
 
     async def answers() -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        context = server_context(certificate)
         settings = transport_settings(4, 60, ssl.create_default_context(cafile=str(certificate)))
         async with serving(handle, context) as url, httpx2.AsyncClient(**settings) as http:
             for size in (1, 1_000_000, 2):
