@@ -185,12 +185,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: names ``path``.
     """
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    target = path.resolve()
     new: Path | None = None
     try:
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        target = path.resolve()
         descriptor, new = create_beside(target)
         os.close(descriptor)
         yield new

@@ -1,4 +1,4 @@
-"""Handling of SIGINT and SIGTERM. Entry points import it first, so it imports no other module of ours.
+"""Handling of SIGINT and SIGTERM. Entry points import it first, so it imports nothing heavy.
 
 The effect of a signal depends on what the command is doing:
 
@@ -23,6 +23,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
+
+from swe_infer.standard_streams import output_error, prepare_streams
 
 INTERRUPTED = 130
 
@@ -213,9 +215,6 @@ class Interrupts:
                 status = command()
         except SystemExit as end:
             status = end.code
-        except BrokenPipeError:  # the reader of standard output, such as `head`, has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            status = 1
         except BaseException:
             if not self.count:
                 raise
@@ -225,9 +224,9 @@ class Interrupts:
         if isinstance(status, str):
             print(status, file=sys.stderr)
             status = 1
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # its reader has ended
-                stream.flush()
+        if (error := output_error()) is not None:
+            print(f"error: {error}", file=sys.stderr)
+            status = status or 1
         self._end_status = int(status or 0)  # from here a signal only ends the interpreter's shutdown
         return self._end_status
 
@@ -243,6 +242,7 @@ def run_command(module: str, function: str = "main", *, stoppable: bool = True) 
             ends at once.
     """
     INTERRUPTS.install()
+    prepare_streams()
     gc.set_threshold(*COLLECT_AFTER)
     status = INTERRUPTS.call(module, function, stoppable=stoppable)
     gc.freeze()  # the interpreter's shutdown would search all modules for garbage: a tenth of a short command's time

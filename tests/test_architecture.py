@@ -20,6 +20,7 @@ from tests.support.selection import starts_a_process
 PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 
 LEVELS = [
+    {"standard_streams"},
     {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks", "progress", "instance_files"},
     {"prompt_format", "prompt_images", "conf_files", "patches", "harnesses", "serving", "ray_connection"},

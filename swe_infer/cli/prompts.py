@@ -106,8 +106,6 @@ def main() -> int:
     except SweInferError as error:
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         return error.exit_status
-    except BrokenPipeError:
-        raise  # the entry point handles it
     except (OSError, MemoryError) as error:
         message = without_credentials(" ".join(str(error.strerror if isinstance(error, OSError) else error).split()))
         named = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""

@@ -52,8 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {clean(message_of(error))}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
         print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
 

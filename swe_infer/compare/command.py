@@ -52,9 +52,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SweInferError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return error.exit_status
-    except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
@@ -177,14 +174,8 @@ def _print(comparison: Comparison, options: argparse.Namespace) -> None:
 
     from swe_infer.compare.table import print_comparison
 
-    class ComparisonConsole(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich would exit with status 1
-
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH
-    print_comparison(
-        comparison, ComparisonConsole(width=width), every_instance=options.instances, every_key=options.keys
-    )
+    print_comparison(comparison, Console(width=width), every_instance=options.instances, every_key=options.keys)
 
 
 def _write(comparison: Comparison, options: argparse.Namespace) -> None:
