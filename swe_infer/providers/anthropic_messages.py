@@ -14,7 +14,7 @@ from swe_infer.providers.anthropic import AnthropicBatches
 from swe_infer.providers.base import Answer, Bill, InputCount, PriceTerms
 from swe_infer.providers.faults import failed_answer, one_line
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
-from swe_infer.providers.framing import until_complete
+from swe_infer.providers.framing import DOUBTFUL_GRACE_S, GRACE_S, until_complete
 from swe_infer.providers.image_parts import anthropic_images, image_fault, with_content
 from swe_infer.providers.knobs import MESSAGES, Dialect
 from swe_infer.providers.unspoken import Unspoken, strings_of
@@ -222,10 +222,13 @@ class AnthropicMessages(AnthropicBatches):
         thoughts: list[str] = []
         calls: dict[Any, dict[str, Any]] = {}
 
-        def is_complete() -> bool:
-            return whole is not None and bool(whole.get("stop_reason"))
+        def end() -> tuple[int, float] | None:
+            if whole is None or not whole.get("stop_reason"):
+                return None
+            size = len(parts) + len(thoughts) + len(calls)
+            return size, GRACE_S if size else DOUBTFUL_GRACE_S
 
-        async for event in until_complete(events, is_complete):
+        async for event in until_complete(events, end):
             match event:
                 case {"type": "message_start", "message": dict(message)}:
                     whole = dict(message)

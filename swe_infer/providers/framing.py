@@ -40,18 +40,24 @@ async def beginning_of(parts: AsyncIterator[bytes]) -> bytes:
     return read
 
 
-_GRACE_S = 3.0
+GRACE_S = 3.0
 """Seconds to wait for the usage after the end of an answer."""
+DOUBTFUL_GRACE_S = 60.0
+"""Seconds to wait for more of an answer after an end that may not be one."""
 
 
-async def until_complete(events: AsyncIterator[Any], is_complete: Callable[[], bool]) -> AsyncGenerator[Any, None]:
-    """Yields ``events`` until their end, or for some seconds after the answer is complete: not every server ends its
+async def until_complete(
+    events: AsyncIterator[Any], end: Callable[[], tuple[int, float] | None]
+) -> AsyncGenerator[Any, None]:
+    """Yields ``events`` until their end, or for some seconds after the end of the answer: not every server ends its
     stream or closes the connection.
 
     Args:
-        is_complete: whether the events so far have the whole answer.
+        end: if the events so far state the end of the answer, its size in any unit and the seconds to wait; else
+            None. They are counted anew when the size changes: some servers state the end in each event.
     """
     until: float | None = None
+    ended: tuple[int, float] | None = None
     while True:
         try:
             if until is None:
@@ -62,8 +68,9 @@ async def until_complete(events: AsyncIterator[Any], is_complete: Callable[[], b
         except (StopAsyncIteration, TimeoutError):
             return
         yield event
-        if until is None and is_complete():
-            until = asyncio.get_running_loop().time() + _GRACE_S
+        before, ended = ended, end()
+        if ended is not None and ended != before:
+            until = asyncio.get_running_loop().time() + ended[1]
 
 
 async def server_sent_events(beginning: bytes, parts: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:

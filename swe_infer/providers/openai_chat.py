@@ -20,7 +20,7 @@ from swe_infer.providers.checks import check_refused_fields
 from swe_infer.providers.faults import PromptFiltered, failed_answer
 from swe_infer.providers.file_batches import FileBatches
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
-from swe_infer.providers.framing import DONE, until_complete
+from swe_infer.providers.framing import DONE, DOUBTFUL_GRACE_S, GRACE_S, until_complete
 from swe_infer.providers.gemini_batches import GeminiBatches
 from swe_infer.providers.image_parts import chat_messages, responses_messages
 from swe_infer.providers.knobs import Dialect, chat_dialect, needs_responses
@@ -280,10 +280,14 @@ class OpenAIChat(OpenAIProvider):
         whole: dict[str, Any] = {}
         is_done = False
 
-        def is_complete() -> bool:
-            return bool(choices) and all(choice.finish for choice in choices.values())
+        def end() -> tuple[int, float] | None:
+            if not choices or not all(choice.finish for choice in choices.values()):
+                return None
+            is_certain = all(choice.ended_after_its_parts for choice in choices.values())
+            size = sum(choice.size for choice in choices.values())
+            return size, GRACE_S if is_certain else DOUBTFUL_GRACE_S
 
-        async for event in until_complete(events, is_complete):
+        async for event in until_complete(events, end):
             if event == DONE:
                 is_done = True
                 break
@@ -326,6 +330,7 @@ class OpenAIChat(OpenAIProvider):
 
 
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+_PARTS = (*_TEXTS, "reasoning_details", "tool_calls")
 
 
 @dataclass(slots=True)
@@ -337,9 +342,22 @@ class _JoinedChoice:
     calls: dict[Any, dict[str, str]] = field(default_factory=dict)
     finish: Any = None
     error: Any = None
+    size: int = 0
+    """Events with a part of the answer."""
+    ended_after_its_parts: bool = False
+    """The finish reason came in an event of its own, after the answer. Gateways to Gemini state one in each event."""
 
     def add(self, choice: Mapping[str, Any]) -> bool:
         """Adds a choice of one event. Returns whether it has text."""
+        size = self.size
+        has_text = self._add_parts(choice)
+        if self.size > size:
+            self.ended_after_its_parts = False
+        elif choice.get("finish_reason") and self.size:
+            self.ended_after_its_parts = True
+        return has_text
+
+    def _add_parts(self, choice: Mapping[str, Any]) -> bool:
         self.finish = choice.get("finish_reason") or self.finish
         self.error = choice.get("error") or self.error
         delta, message = choice.get("delta"), choice.get("message")
@@ -352,6 +370,7 @@ class _JoinedChoice:
         return False
 
     def _add_delta(self, delta: Mapping[str, Any]) -> bool:
+        self.size += any(delta.get(key) for key in _PARTS)
         for key, parts in self.parts.items():
             if part := _text(delta.get(key)):
                 parts.append(part)

@@ -278,6 +278,32 @@ def test_a_complete_answer_is_kept_if_its_stream_does_not_end() -> None:
     assert "usage_estimated" in without.details
 
 
+class Slow(Recorded):
+    """Sends its events one by one, each after a longer time than is waited for a usage."""
+
+    async def __call__(self, request: HttpRequest, peer: Peer) -> None:
+        peer.start(200, {"content-type": SSE})
+        events = self.body.split(b"\n\n")[:-1]
+        for event in events:
+            await peer.chunk(event + b"\n\n")
+            await asyncio.sleep(3.2)
+
+
+def test_an_end_that_is_stated_before_the_end_does_not_cut_the_answer() -> None:
+    # BerriAI/litellm #2195, songquanpeng/one-api #1477, su-kaka/gcli2api #403: gateways to Gemini state
+    # finish_reason=stop in each event, also in those with reasoning alone
+    opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": "stop"}]}
+    thought = {"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": "stop"}]}
+    rest = (delta("PAT", "stop"), delta("CH", "stop"))
+    streams = ([opening, *rest], [thought, *rest])
+
+    async def all_at_once() -> list[Answer]:
+        asked = (asyncio.to_thread(ask, Slow(sse(*events), SSE), stream="always") for events in streams)
+        return list(await asyncio.gather(*asked))
+
+    assert [answer.text for answer in asyncio.run(all_at_once())] == ["PATCH"] * 2
+
+
 def test_items_in_their_own_events_make_up_for_an_empty_last_response() -> None:
     # BerriAI/litellm #34094: "Unknown items in responses API response: []"
     events = RESPONSE_EVENTS.replace(json.dumps(RESPONSE).encode(), json.dumps({**RESPONSE, "output": []}).encode())
