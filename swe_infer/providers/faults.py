@@ -30,14 +30,22 @@ _LONGEST_MESSAGE = 300
 _DEEPEST = 8
 _LONGEST_SEARCHED = 8192
 """Characters of an error's text that are searched for its class."""
+_MESSAGES = ("message", "Message", "error", "detail", "errors", "msg")
+"""Keys of the words of an error; the last two are Cloudflare's and Z.ai's."""
 
 _OVERFLOW_CODES = {"context_length_exceeded", "string_above_max_length", "exceed_context_size_error"}
 _OVERFLOW = re.compile(
     r"maximum context length|context[_ ](window|limit|length|size)|prompt is too long|input is too long"
     r"|(too many|exceeds?( the)?( maximum)?( number of)?) (input |prompt )?tokens|string too long"
-    r"|reduce the length of the (messages|prompt|input)",
+    r"|reduce the length of the (messages|prompt|input)|maximum prompt length|exceeded model token limit"
+    r"|`inputs` (tokens \+ `max_new_tokens` must be|must have less than)|prompt exceeds max length"
+    r"|range of input length should be|exceeded limit on max bytes|token count\b.{0,40}\bexceeds",
     re.IGNORECASE,
 )
+"""The words of many servers; from ``maximum prompt length`` on of xAI, Kimi, text-generation-inference, Z.ai,
+DashScope and GitHub Copilot."""
+_THROTTLED = re.compile(r"too many (tokens|requests)( per day)?, please wait", re.IGNORECASE)
+"""Bedrock's rate limit, whose words are close to those of an overflow."""
 _QUOTA_CODES = {
     "insufficient_quota",
     "billing_hard_limit_reached",
@@ -45,25 +53,40 @@ _QUOTA_CODES = {
     "billing_error",
     "access_terminated",
 }
-_QUOTA = re.compile(r"credit balance is too low|exceeded your current quota|insufficient (credits|balance)", re.I)
+_QUOTA = re.compile(
+    r"credit balance is too low|exceeded your current quota|insufficient (credits|balance)|specified API usage limits"
+    r"|used all available credits|monthly spending limit|free-models-per-day|too many tokens per day",
+    re.IGNORECASE,
+)
+"""The words of many vendors; from ``specified API usage limits`` on of Anthropic's limit of a month, xAI, Fireworks,
+and the limits of a day of OpenRouter and Bedrock."""
+_QUOTA_STATUSES = (400, 403, 412, 429, 500)
+"""412 is Fireworks', 500 MiniMax's."""
+_TOKENS_PER_MINUTE = "error-code#token-limit"
+"""In DashScope's ``insufficient_quota``, which is a rate limit (alibabacloud.com/help/en/model-studio/rate-limit)."""
 _GOOGLE_EXHAUSTED = "resource_exhausted"
 _NOT_PER_MINUTE = re.compile(r"per[_ ]?day|\blimit: 0\b", re.IGNORECASE)
 """In Google's RESOURCE_EXHAUSTED: the quota of a day is used up, or the account has none for the model."""
 _FILTER_CODES = {"content_filter", "content_policy_violation", "invalid_prompt"}
-_FILTER = re.compile(r"blocked by content filtering|content management policy", re.IGNORECASE)
+_FILTER = re.compile(
+    r"blocked by content filtering|content management policy|content exists risk|content violates usage guidelines",
+    re.IGNORECASE,
+)
+"""The words of Anthropic, Azure, DeepSeek and xAI."""
 _MODEL_CODES = {"model_not_found", "DeploymentNotFound", "not_found_error", "OperationNotSupported"}
 _RATE_TYPES = {"rate_limit_error", "rate_limit_exceeded", "token_limit_exceeded"}
 _OVERLOAD_TYPES = {"overloaded_error", "slow_down", "engine_overloaded", "capacity_exceeded"}
 _TRANSIENT_TYPES = {"api_error", "server_error", "timeout_error", "vector_store_timeout"}
+_ACCESS_TYPES = {"authentication_error", "permission_error", "invalid_api_key"}
 _REJECTION_TYPES = {"invalid_request_error", "request_too_large", "invalid_value", "unsupported_parameter"}
 _UNKNOWN_MODEL = re.compile(
     r"model identifier is invalid|model id .{0,200}isn.t supported|invalid model name passed in", re.IGNORECASE
 )
-_INVALID_KEY = re.compile(r"\bAPI key (?:not valid|expired)\b", re.IGNORECASE)
-"""Google refuses a key with status 400 (``API_KEY_INVALID``)."""
+_INVALID_KEY = re.compile(r"\bAPI key (?:not valid|expired)\b|\bincorrect API key provided\b", re.IGNORECASE)
+"""Google (``API_KEY_INVALID``) and xAI refuse a key with status 400."""
 _NO_KEY_DATABASE = re.compile(r"\bno connected db\b", re.IGNORECASE)
 """LiteLLM's proxy without a database refuses every key but its master key in these words."""
-_CLOUD_KINDS = {  # Amazon's exceptions and Google's status codes, as the error types above
+_VENDORS_KINDS = {  # codes of other vendors, in lower case, as the codes and types above
     "throttlingexception": "rate_limit_error",
     "servicequotaexceededexception": "rate_limit_error",
     "serviceunavailableexception": "overloaded_error",
@@ -84,8 +107,37 @@ _CLOUD_KINDS = {  # Amazon's exceptions and Google's status codes, as the error 
     "permission_denied": "permission_error",
     "unauthenticated": "authentication_error",
     "not_found": "not_found_error",
+    "exceeded_current_quota_error": "insufficient_quota",  # Kimi
+    "arrearage": "insufficient_quota",  # DashScope
+    "data_inspection_failed": "content_filter",
+    "datainspectionfailed": "content_filter",
+    "bio_policy": "content_filter",  # openai.types.responses.ResponseError
+    "misalignment_policy_violation": "content_filter",
+    "image_content_policy_violation": "content_filter",
+    "z.ai 1113": "insufficient_quota",  # https://docs.z.ai/api-reference/api-code
+    "z.ai 1211": "model_not_found",
+    "z.ai 1261": "context_length_exceeded",
+    "z.ai 1301": "content_filter",
+    "z.ai 1304": "insufficient_quota",
+    "z.ai 1308": "insufficient_quota",
+    "z.ai 1310": "insufficient_quota",
+    "minimax 1000": "api_error",  # https://platform.minimax.io/docs/api-reference/errorcode
+    "minimax 1001": "timeout_error",
+    "minimax 1002": "rate_limit_error",
+    "minimax 1004": "authentication_error",
+    "minimax 1008": "insufficient_quota",
+    "minimax 1024": "api_error",
+    "minimax 1026": "content_filter",
+    "minimax 1027": "content_filter",
+    "minimax 1033": "api_error",
+    "minimax 1039": "rate_limit_error",
+    "minimax 2049": "authentication_error",
 }
+_BUSINESS_CODE = re.compile(r"1\d{3}", re.ASCII)
+"""Z.ai's codes, in errors without a type. Mistral has such codes too, in errors with one."""
 _TIMEOUTS = (408, 504, 524)
+_TRANSIENT = (408, 409, 424, 425)
+"""HTTP statuses below 500. 424: text-generation-inference failed while it generated."""
 _TOO_LARGE = re.compile(r"\brequest too large\b", re.IGNORECASE)
 _TRY_AGAIN = re.compile(
     r"\b(?:try again|retry) (?:in|after) "
@@ -150,7 +202,7 @@ def classify(
         status = _stated_status(body)
     kinds, message = _read(body)
     kinds |= {name for name in [headers.get("x-amzn-errortype", "").partition(":")[0]] if name}
-    kinds |= {_CLOUD_KINDS[name.lower()] for name in kinds if name.lower() in _CLOUD_KINDS}
+    kinds |= {_VENDORS_KINDS[name.lower()] for name in kinds if name.lower() in _VENDORS_KINDS}
     label = "error" if in_answer else "HTTP"
     text = one_line(f"{where}: {f'{label} {status}: ' if status else ''}{message}", secret)
     request_id = request_id_of(headers)
@@ -168,15 +220,22 @@ def classify(
         text = one_line(f"{where}: HTTP {status}, a redirect to another address, which is not followed", secret)
         return made(ProviderFatal)
     rejected = status in (None, 400, 413, 422)
+    # xAI refuses a prompt with 403, and Together one that is too long.
+    of_prompt = rejected or (status == 403 and not kinds & _ACCESS_TYPES)
     if any(kind.lower() == _GOOGLE_EXHAUSTED for kind in kinds):
         if _NOT_PER_MINUTE.search(f"{message} {_cut(_details(body))}"):
             return made(QuotaExhausted)
         return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
-    if kinds & _QUOTA_CODES or status == 402 or (status in (400, 403, 429) and _QUOTA.search(message)):
+    is_rate = _TOKENS_PER_MINUTE in message
+    if not is_rate and (
+        kinds & _QUOTA_CODES or status == 402 or (status in _QUOTA_STATUSES and _QUOTA.search(message))
+    ):
         return made(QuotaExhausted)
-    if kinds & _OVERFLOW_CODES or (rejected and _OVERFLOW.search(message)):
+    if is_rate or (rejected and _THROTTLED.search(message)):
+        return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
+    if kinds & _OVERFLOW_CODES or (of_prompt and _OVERFLOW.search(message)):
         return made(ContextOverflow)
-    if kinds & _FILTER_CODES or (rejected and _FILTER.search(message)):
+    if kinds & _FILTER_CODES or (of_prompt and _FILTER.search(message)):
         return made(PromptFiltered)
     if status == 413 or (status == 429 and _TOO_LARGE.search(message)):
         return made(InvalidRequest)  # such as above the account's tokens per minute: waiting does not help
@@ -184,16 +243,16 @@ def classify(
         return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
     if status in (498, 503, 529) or kinds & _OVERLOAD_TYPES:  # 498: no capacity in Groq's flex tier
         return made(Overloaded, retry_after_s=wait, rate_limits=rate_limits_of(headers))
-    if status == 401 or kinds & {"authentication_error", "permission_error", "invalid_api_key"}:
+    if status == 401 or kinds & _ACCESS_TYPES:
         return made(AuthenticationFailed)
     if status == 403:
         # Without the vendor's error body it is from a firewall, which may object to this prompt only.
         return made(AuthenticationFailed if kinds else InvalidRequest)
     if rejected and (_NO_KEY_DATABASE.search(message) or _INVALID_KEY.search(message)):
         return made(AuthenticationFailed)
-    if status == 404 or kinds & _MODEL_CODES or (rejected and _UNKNOWN_MODEL.search(message)):
-        return made(ModelNotFound)
-    if status in (408, 409, 425) or (status is not None and status >= 500) or kinds & _TRANSIENT_TYPES:
+    if status in (404, 410) or kinds & _MODEL_CODES or (rejected and _UNKNOWN_MODEL.search(message)):
+        return made(ModelNotFound)  # 410: retired, at Hugging Face's router
+    if status in _TRANSIENT or (status is not None and status >= 500) or kinds & _TRANSIENT_TYPES:
         return made(TransientError, retry_after_s=wait)
     if in_answer and status is None and not kinds & _REJECTION_TYPES:
         return made(TransientError, retry_after_s=wait)
@@ -232,15 +291,33 @@ def _error_of(body: Any) -> Any:
     """The innermost error object of a body. Gateways send another server's error as text in theirs."""
     error = body[0] if isinstance(body, list) and body else body  # Google streams its errors in a list
     for _ in range(_DEEPEST):
-        inner = error.get("error") if isinstance(error, dict) else None
-        if isinstance(inner, dict):
-            error = inner
-            continue
-        quoted = _quoted_error(error.get("message")) if isinstance(error, dict) else None
-        if quoted is None:
+        if not isinstance(error, dict):
             break
-        error = quoted
+        inner, metadata = error.get("error"), error.get("metadata")
+        if not isinstance(inner, dict):
+            # Of the errors of OpenRouter's vendors, those of their own accounts do not concern the user.
+            is_refusal = error.get("code") in (400, 413, 422)
+            upstream = metadata.get("raw") if is_refusal and isinstance(metadata, dict) else None
+            inner = _minimax_error(error) or _quoted_error(error.get("message")) or _quoted_error(upstream)
+        if inner is None:
+            break
+        error = inner
     return error
+
+
+def _minimax_error(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The error in ``base_resp``, which MiniMax also sends with status 200."""
+    stated = body.get("base_resp")
+    stated = stated if isinstance(stated, dict) else {}
+    code = stated.get("status_code")
+    if type(code) is not int or code == 0:
+        return None
+    return {"message": stated.get("status_msg"), "code": f"minimax {code}"}
+
+
+def states_error(body: Mapping[str, Any]) -> bool:
+    """Whether a body with status 200 is an error, or has one beside a part of the answer."""
+    return bool(body.get("error")) or _minimax_error(body) is not None
 
 
 def _quoted_error(message: Any) -> dict[str, Any] | None:
@@ -257,7 +334,7 @@ def _quoted_error(message: Any) -> dict[str, Any] | None:
 def _message_of(error: Any) -> str | None:
     if not isinstance(error, dict):
         return None
-    message = next((error[key] for key in ("message", "Message", "error", "detail") if error.get(key)), None)
+    message = next((error[key] for key in _MESSAGES if error.get(key)), None)
     return None if message is None else _cut(message)
 
 
@@ -293,13 +370,14 @@ def _read(body: Any) -> tuple[set[str], str]:
     error = _error_of(body)
     if not isinstance(error, dict):
         return set(), "no explanation" if not body else _cut(body)
-    kinds = {error[key] for key in ("code", "type") if isinstance(error.get(key), str)}
+    kinds = {error[key] for key in ("code", "type", "error_code") if isinstance(error.get(key), str)}
+    kinds |= {f"z.ai {code}" for code in kinds if "type" not in error and _BUSINESS_CODE.fullmatch(code)}
     state, inner = error.get("status"), error.get("innererror")
-    if isinstance(state, str) and state.lower() in _CLOUD_KINDS:
+    if isinstance(state, str) and state.lower() in _VENDORS_KINDS:
         kinds.add(state)
     if isinstance(inner, dict) and isinstance(inner.get("code"), str):
         kinds.add(inner["code"])
-    return kinds, _message_of(error) or ", ".join(sorted(kinds)) or "no explanation"
+    return kinds, _message_of(error) or ", ".join(sorted(kinds)) or (_cut(error) if error else "no explanation")
 
 
 def _cut(value: Any) -> str:

@@ -237,7 +237,7 @@ class OpenAIChat(OpenAIProvider):
         try:
             answered, headers = await self._send(body, model, timeout_s, {})
         except PromptFiltered as error:
-            as_answer = self.as_answer(error)
+            as_answer = self.as_answer(error, requests[0])
             assert isinstance(as_answer, Answer)
             return [as_answer for _ in requests]
         where = self._where(model.name)
@@ -320,7 +320,7 @@ class OpenAIChat(OpenAIProvider):
             raise failed_answer(choice.get("error"), reason, where=where, secret=self._key())
         if not _is_choice(choice):
             raise Unreadable("without a message")
-        message, raw = choice["message"], named(choice.get("finish_reason"))
+        message, raw = choice.get("message") or {}, named(choice.get("finish_reason"))
         refusal = message.get("refusal")
         finish: FinishReason = finish_reason_of(raw)
         if isinstance(refusal, str) and refusal:
@@ -441,7 +441,12 @@ def openai_bill(body: Mapping[str, Any]) -> Bill:
 
 
 def _is_choice(choice: Any) -> bool:
-    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+    """Whether it has a message, or is Gemini's for a prompt that its filter refused, which has none."""
+    if not isinstance(choice, dict):
+        return False
+    message = choice.get("message")
+    filtered = message is None and finish_reason_of(named(choice.get("finish_reason"))) == "content_filter"
+    return filtered or isinstance(message, dict)
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

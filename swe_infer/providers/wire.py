@@ -55,7 +55,7 @@ from swe_infer.providers.environment import (
     proxy_of,
     tls_context,
 )
-from swe_infer.providers.faults import PromptFiltered, classify, one_line, words_of
+from swe_infer.providers.faults import PromptFiltered, classify, one_line, states_error, words_of
 from swe_infer.providers.framing import DONE, beginning_of, is_event_stream, server_sent_events
 from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged, with_sampling
@@ -509,9 +509,9 @@ class WireProvider(Provider):
         started = time.monotonic()
         try:
             answered, headers = await self._send(body, model, timeout_s, marks)
+            answer = self.parse_answer(answered, request, self._where(model.name), headers)
         except PromptFiltered as error:
-            return _filtered(error)
-        answer = self.parse_answer(answered, request, self._where(model.name), headers)
+            return _filtered(error, request)
         answer = self._with_headers(answer, headers)
         first = marks.get("first")
         return answer if first is None else replace(answer, time_to_first_token_s=first - started)
@@ -777,8 +777,9 @@ class WireProvider(Provider):
                     event = data
                 first = event[0] if isinstance(event, list) and event else event  # Google sends errors in a list
                 fields = first if isinstance(first, dict) else {}
-                if kind == "error" or fields.get("type") == "error" or fields.get("error"):
-                    body = fields if fields.get("error") else {"error": event}
+                is_error = states_error(fields)
+                if kind == "error" or fields.get("type") == "error" or is_error:
+                    body = fields if is_error else {"error": event}
                     raise classify(None, body, {}, where=where, secret=self._key(), in_answer=True)
                 yield event
 
@@ -887,7 +888,7 @@ class WireProvider(Provider):
         if describes_failures and isinstance(decoded, dict | list):
             return decoded if isinstance(decoded, dict) else {"data": decoded}
         body = decoded[0] if isinstance(decoded, list) and decoded else decoded
-        if isinstance(body, dict) and body.get("error") and not _is_response(body):
+        if isinstance(body, dict) and states_error(body) and not _is_response(body):
             in_answer = bool(body.get("choices") or body.get("usage"))
             raise classify(None, body, headers, where=where, secret=self._key(), in_answer=in_answer)
         if not isinstance(decoded, dict):
@@ -919,9 +920,9 @@ class WireProvider(Provider):
         except _SHAPE_ERRORS as error:
             raise self._unreadable(f"of an unexpected shape ({type(error).__name__})", where, headers) from None
 
-    def as_answer(self, error: RequestError) -> Answer | RequestError:
+    def as_answer(self, error: RequestError, request: Request | None = None) -> Answer | RequestError:
         """``error`` itself, or an empty answer for a prompt that the vendor's content filter refused."""
-        return _filtered(error) if isinstance(error, PromptFiltered) else error
+        return _filtered(error, request) if isinstance(error, PromptFiltered) else error
 
     def _describe(self, error: BaseException) -> str:
         """A short description of a connection error (DNS, TLS, refused, closed)."""
@@ -984,6 +985,10 @@ async def _iterated(stream: Any) -> AsyncGenerator[Any, None]:
         yield event
 
 
-def _filtered(error: PromptFiltered) -> Answer:
-    """An empty answer without cost, for a prompt that the vendor's content filter refused."""
-    return Answer("", "content_filter", Usage(), request_id=error.request_id, details={"message": str(error)})
+def _filtered(error: PromptFiltered, request: Request | None) -> Answer:
+    """An empty answer for a prompt that the vendor's content filter refused, without cost unless the filter ended an
+    answer."""
+    usage, details = Usage(), dict[str, Any](message=str(error))
+    if error.in_answer:
+        usage, details["usage_estimated"] = checked_usage(None, request, "")
+    return Answer("", "content_filter", usage, request_id=error.request_id, details=details)

@@ -328,6 +328,11 @@ def chat(finish: Any, **choice: Any) -> dict[str, Any]:
         ("model_context_window_exceeded", "length"),  # mozilla-ai/any-llm #1200 (Z.ai)
         ("SAFETY", "content_filter"),
         ("sensitive", "content_filter"),  # promptfoo/promptfoo #9905 (Z.ai)
+        ("COMPLETE", "stop"),  # cohere.types.ChatFinishReason
+        ("ERROR_TOXIC", "content_filter"),
+        # Gemini's OpenAI format (HKUDS/Vibe-Trading #308 has its plain words)
+        ("content_filter: PROHIBITED_CONTENT", "content_filter"),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL", "other"),
         ("tool_calls", "other"),
     ],
 )
@@ -342,6 +347,9 @@ def test_finish_reasons_are_read_by_one_table(raw: str, finish: str) -> None:
     [
         ({"finish_reason": "error"}, TransientError, "'error'"),  # vllm/v1/engine/__init__.py
         ({"finish_reason": "network_error"}, TransientError, "network_error"),  # promptfoo/promptfoo #9905 (Z.ai)
+        ({"finish_reason": "TIMEOUT"}, TransientError, "TIMEOUT"),  # cohere.types.ChatFinishReason
+        # ranxianglei/billion-context-pi #169: a gateway to Bedrock
+        ({"finish_reason": "error_finish"}, TransientError, "error_finish"),
         # api-docs.deepseek.com/api/create-chat-completion
         ({"finish_reason": "insufficient_system_resource"}, TransientError, "insufficient_system_resource"),
         # openrouter.ai/docs/api-reference/errors; damianvtran/local-operator #223
@@ -361,6 +369,58 @@ def test_an_answer_in_which_the_server_failed_is_an_error(
             ask(server, stream=stream)
         assert caught.value.in_answer
     assert type(caught.value) is kind
+
+
+def test_a_prompt_that_gemini_filters_is_an_empty_answer_without_a_message() -> None:
+    # Gemini's OpenAI format omits the message of such a choice
+    choice = {"index": 0, "finish_reason": "content_filter: PROHIBITED_CONTENT"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10}
+    answer = ask(Recorded(json.dumps({**CHAT, "choices": [choice], "usage": usage}).encode()))
+    assert (answer.text, answer.finish_reason, answer.usage.input_tokens) == ("", "content_filter", 10)
+    with pytest.raises(TransientError, match="without a message"):  # a text completion, of the wrong endpoint
+        ask(Recorded(json.dumps({**CHAT, "choices": [{"text": "x", "finish_reason": "stop"}]}).encode()))
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        # platform.minimax.io/docs/api-reference/errorcode; the status is 200
+        (1002, "rate limit", RateLimited),
+        (1008, "insufficient balance", QuotaExhausted),
+        (2049, "invalid api key", AuthenticationFailed),
+        (1000, "unknown error", TransientError),
+        (2013, "invalid params, context window exceeds limit", ContextOverflow),
+    ],
+)
+def test_an_error_in_base_resp_is_one(code: int, message: str, kind: type[RequestError]) -> None:
+    body = {"id": "x", "choices": None, "base_resp": {"status_code": code, "status_msg": message}}
+    for server, stream in ((Recorded(json.dumps(body).encode()), "never"), (Recorded(sse(body), SSE), "always")):
+        with pytest.raises(kind, match=message) as caught:
+            ask(server, stream=stream)
+        assert type(caught.value) is kind
+    fine = {"base_resp": {"status_code": 0, "status_msg": ""}}
+    assert ask(Recorded(json.dumps({**CHAT, **fine}).encode())).text == "PATCH"
+    assert (
+        ask(Recorded(sse(delta("PATCH"), delta(finish="stop", **fine), done=True), SSE), stream="always").text
+        == "PATCH"
+    )
+
+
+def test_an_answer_that_a_filter_ends_is_not_free_of_charge() -> None:
+    # openai.types.responses: response.failed with a policy's code; MiniMax 1027, after the output
+    failed = {**RESPONSE, "status": "failed", "output": [], "error": {"code": "bio_policy", "message": "blocked"}}
+    cut = {
+        "choices": [{"index": 0, "delta": {}}],
+        "base_resp": {"status_code": 1027, "status_msg": "output sensitive"},
+    }
+    for server, name, stream in (
+        (Recorded(json.dumps(failed).encode()), "openai_responses", "never"),
+        (Recorded(sse(delta("half"), cut), SSE), "openai_compatible", "always"),
+    ):
+        answer = ask(server, name, stream=stream)
+        assert (answer.text, answer.finish_reason) == ("", "content_filter")
+        assert answer.details["usage_estimated"] is True
+        assert answer.usage.input_tokens > 0
 
 
 def test_a_failed_choice_does_not_lose_the_others() -> None:

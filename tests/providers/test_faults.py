@@ -45,6 +45,17 @@ def openai(message: str, code: str | None = None, kind: str = "invalid_request_e
         "Requested token count exceeds the model's maximum context length of 131072 tokens.",
         "The input (9000 tokens) is longer than the model's context length (8192 tokens).",
         "Please reduce the length of the messages or completion.",
+        # cline/cline #3120 (xAI); MoonshotAI/kimi-cli #2011; huggingface/chat-ui #340 and meta-llama/llama #1103
+        # (text-generation-inference); tashfeenahmed/freellmapi #873 (Z.ai); QwenLM/qwen-code #2384 (DashScope)
+        "This model's maximum prompt length is 131072 but the request contains 136973 tokens.",
+        "Invalid request: Your request exceeded model token limit: 262144 (requested: 269030)",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 1512. Given: 1000 `inputs` tokens and "
+        "1024 `max_new_tokens`",
+        "Input validation error: `inputs` must have less than 4096 tokens. Given: 4545",
+        "Prompt exceeds max length",
+        "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 983616]",
+        "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+        "prompt token count of 128531 exceeds the limit of 128000",
     ],
 )
 def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
@@ -87,6 +98,58 @@ def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
         (400, {"message": "bad", "object": "error", "type": "BadRequestError", "code": 400}, InvalidRequest),
         (422, {"detail": [{"msg": "field required"}]}, InvalidRequest),
         (413, "", InvalidRequest),
+        # anthropics/claude-code #2127
+        (400, {"type": "error", "error": {"type": "invalid_request_error", "message": "You have reached your specified API usage limits. You will regain access on 2025-07-01 at 00:00 UTC."}}, QuotaExhausted),  # noqa: E501
+        # pollinations/pollinations #12136 (Fireworks)
+        (412, openai("Account p is suspended, possibly due to reaching the monthly spending limit or failure to pay past invoices.", "PRECONDITION_FAILED", "error"), QuotaExhausted),  # noqa: E501
+        # NousResearch/hermes-agent #26847 (xAI)
+        (429, {"code": "Some resource has been exhausted", "error": "Your team x has either used all available credits or reached its monthly spending limit."}, QuotaExhausted),  # noqa: E501
+        # MiniMax-AI/MiniMax-M2 #62; modelscope/modelscope #1691
+        (500, {"type": "error", "error": {"type": "api_error", "message": "insufficient balance (1008)"}}, QuotaExhausted),  # noqa: E501
+        (429, {"error": {"http_code": "429", "message": "insufficient balance (1008)", "type": "insufficient_balance_error"}}, QuotaExhausted),  # noqa: E501
+        # docs.z.ai/api-reference/api-code
+        (429, {"error": {"code": "1113", "message": "您的账户已欠费"}}, QuotaExhausted),
+        (429, {"error": {"code": "1308", "message": "已达到 5 小时的使用上限"}}, QuotaExhausted),
+        (429, {"error": {"code": "1302", "message": "您当前使用该 API 的并发数过高"}}, RateLimited),
+        (400, {"error": {"code": "1261", "message": "Prompt 超长"}}, ContextOverflow),
+        (400, {"error": {"code": "1301", "message": "系统检测到输入"}}, PromptFiltered),
+        (400, {"error": {"code": "1211", "message": "模型不存在"}}, ModelNotFound),
+        # a code like these of another vendor, with a type (docs.mistral.ai)
+        (429, {"object": "error", "message": "Rate limited", "type": "rate_limited", "code": "1300"}, RateLimited),
+        (400, openai("bad", "1301"), InvalidRequest),
+        # platform.moonshot.ai/docs/api/chat, error table
+        (429, {"error": {"type": "exceeded_current_quota_error", "message": "Your account is suspended, please check your plan and billing details"}}, QuotaExhausted),  # noqa: E501
+        # help.aliyun.com/en/model-studio/error-code: the same code is a limit of a minute with this link
+        (400, openai("Access denied, please make sure your account is in good standing.", "Arrearage", "Arrearage"), QuotaExhausted),  # noqa: E501
+        (429, openai("You exceeded your current quota, please check your plan and billing details. For details, see: https://help.aliyun.com/zh/model-studio/error-code#token-limit", "insufficient_quota", "insufficient_quota"), RateLimited),  # noqa: E501
+        (400, openai("Input data may contain inappropriate content.", "data_inspection_failed", "data_inspection_failed"), PromptFiltered),  # noqa: E501
+        # Aider-AI/aider #3936 (OpenRouter); anthropics/claude-code #236 (Bedrock)
+        (429, {"error": {"message": "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock 1000 free model requests per day", "code": 429}}, QuotaExhausted),  # noqa: E501
+        (429, {"message": "Too many tokens, please wait before trying again."}, RateLimited),
+        (429, {"message": "Too many tokens per day, please wait before trying again."}, QuotaExhausted),
+        # ranxianglei/billion-context-pi #169: in the stream of a gateway, and no overflow
+        (None, {"message": "Too many tokens, please wait before trying again."}, RateLimited),
+        (None, {"error": {"type": "throttlingException", "message": "Too many tokens, please wait before trying again."}}, RateLimited),  # noqa: E501
+        # deepseek-ai/awesome-deepseek-integration #13; xAI: UKGovernmentBEIS/inspect_ai #2267, Wei-Shaw/sub2api #4785
+        (400, openai("Content Exists Risk", "invalid_request_error"), PromptFiltered),
+        (403, {"code": "The caller does not have permission to execute the specified operation", "error": "Content violates usage guidelines. Team: x, Model: grok-4-0709, Failed check: SAFETY_CHECK_TYPE_BIO"}, PromptFiltered),  # noqa: E501
+        (403, {"code": "permission-denied", "error": "Content violates usage guidelines. "}, PromptFiltered),
+        (403, {"code": "permission-denied", "error": "Access to the chat endpoint is denied."}, AuthenticationFailed),
+        (400, {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: xx***yy."}, AuthenticationFailed),  # noqa: E501
+        # openai.types.responses.ResponseError
+        (None, openai("blocked", "bio_policy"), PromptFiltered),
+        # docs.together.ai/docs/error-codes: 403; Anthropic's 403 is about the account
+        (403, openai("Input token count + max_tokens must be less than the context length of the model."), ContextOverflow),  # noqa: E501
+        (403, {"type": "error", "error": {"type": "permission_error", "message": "no access to the context window of 1M"}}, AuthenticationFailed),  # noqa: E501
+        # text-generation-inference, router/src/server.rs: InferError::GenerationError
+        (424, {"error": "Request failed during generation: Server error: CUDA error", "error_type": "generation"}, TransientError),  # noqa: E501
+        # router.huggingface.co, for a model that its vendor has retired
+        (410, {"error": "The requested model is deprecated and no longer supported by provider 'cerebras'."}, ModelNotFound),  # noqa: E501
+        # docs.databricks.com: the error object of its REST APIs
+        (403, {"error_code": "PERMISSION_DENIED", "message": "Invalid access token."}, AuthenticationFailed),
+        # cline/cline #13194 (OpenRouter): the words of its vendor; the vendor's account is not the user's
+        (400, {"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": '{"error":{"message":"This model\'s maximum context length is 262144 tokens."}}', "provider_name": "Nvidia"}}}, ContextOverflow),  # noqa: E501
+        (429, {"error": {"message": "Provider returned error", "code": 429, "metadata": {"raw": '{"error":{"message":"Insufficient balance"}}'}}}, RateLimited),  # noqa: E501
         (400, openai("The response was filtered", "content_filter"), PromptFiltered),
         (400, openai("flagged", "invalid_prompt"), PromptFiltered),
     ],
@@ -95,6 +158,22 @@ def test_each_error_has_its_class(status: int | None, body: Any, kind: type[Requ
     error = of(status, body)
     assert type(error) is kind
     assert error.status == status
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        # developers.cloudflare.com/fundamentals/api/reference: errors are a list
+        (
+            {"success": False, "errors": [{"code": 5006, "message": "AiError: bad input"}], "result": None},
+            "bad input",
+        ),
+        ({"code": 500, "msg": "404 NOT_FOUND", "success": False}, "404 NOT_FOUND"),
+        ({"fault": {"faultstring": "quota policy"}}, "quota policy"),
+    ],
+)
+def test_no_server_s_words_are_lost(body: dict[str, Any], words: str) -> None:
+    assert words in str(of(400, body))
 
 
 def test_a_wait_in_the_message_counts_where_the_headers_are_silent() -> None:
