@@ -14,8 +14,9 @@ from swe_infer.types import ApiModel
 
 _MANY = 5
 """Instances with the same error, and no answer, after which the run stops."""
-_OF_CONFIGURATION = (200, 400, 405, 415, 422)
-"""HTTP statuses of such errors. With status 200 the answer is unreadable."""
+_OF_CONFIGURATION = (None, 200, 400, 403, 405, 415, 422)
+"""HTTP statuses of such errors. With status 200 the answer is unreadable; None is that of an error in the body of an
+answer. Firewalls and gateways send 403 without a vendor's error."""
 _VARYING = re.compile(r"\w*\d\w*")
 
 _KEYS = (
@@ -55,7 +56,7 @@ class FirstAnswers:
         """Records an error that is not retried. Returns the error that ends the run, if it must end."""
         if self.answered or error.status not in _OF_CONFIGURATION:
             return None
-        if not isinstance(error, InvalidRequest | TransientError):
+        if not isinstance(error, InvalidRequest) and not (isinstance(error, TransientError) and error.status):
             return None
         alike = self._instances.setdefault(_VARYING.sub("", str(error)), set())
         alike.add(instance_id)
@@ -86,4 +87,6 @@ def _key_of(error: RequestError, provider: Provider, model: ApiModel) -> str:
     for pattern, key in _KEYS:
         if any(re.fullmatch(pattern, word) for word in words):
             return key or keys_of_the_api_key(provider)
+    if error.status == 403:
+        return f"{keys_of_the_api_key(provider)} and provider.base_url"
     return "model.name, model.extra_body and provider.base_url"

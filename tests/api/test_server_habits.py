@@ -107,6 +107,10 @@ def chat(*texts: str, **body: Any) -> dict[str, Any]:
          "decoding.temperature"),
         (422, "top_k: Extra inputs are not permitted", ProviderFatal, "model.extra_body.top_k"),
         (400, "Something is off, request {n}", ProviderFatal, "model.name, model.extra_body and provider.base_url"),
+        # Amazon API Gateway before a server: {"message": "Forbidden"}
+        (403, "Forbidden", ProviderFatal, "provider.api_key_env"),
+        # LM Studio, for an address without /v1 (lmstudio-ai/lmstudio-bug-tracker #618)
+        (200, "Unexpected endpoint or method. (POST /chat/completions)", ProviderFatal, "provider.base_url"),
     ],
 )  # fmt: skip
 def test_a_run_whose_first_answers_are_one_refusal_stops_and_names_the_key(
