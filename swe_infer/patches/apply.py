@@ -47,7 +47,11 @@ def apply_patch(text: str, files: Mapping[str, str]) -> Applied:
         RefusedPatch: a path leaves the repository, or the patch contains a symbolic link or binary data.
         PatchError: ``git apply`` would refuse it.
     """
-    patches = parse_as_git(text)
+    return apply_parsed(parse_as_git(text), files)
+
+
+def apply_parsed(patches: Sequence[FilePatch], files: Mapping[str, str]) -> Applied:
+    """:func:`apply_patch` for the patches of :func:`.diff.parse_as_git`."""
     why = refusal(patches)
     if why is not None:
         raise RefusedPatch(why)

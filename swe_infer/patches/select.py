@@ -49,6 +49,11 @@ class _Read:
         return {section.patch.path for section in self.sections}
 
 
+def text_of(blocks: Sequence[Block]) -> str:
+    """The diffs of some blocks as written, without blank lines at the end."""
+    return "\n".join(line for block in blocks for line in block.lines).rstrip("\n") + "\n"
+
+
 def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candidate]:
     """The candidates for the patch: one, or the first and the last version of it.
 
@@ -134,11 +139,10 @@ def _candidate(read: Sequence[_Read], notes: tuple[str, ...], owners: dict[str, 
         if kept or owners is None:
             selected.append(_Read(one.block, kept, one.notes))
             whole = whole and len(kept) == len(one.sections)
-    lines = [line for one in selected for line in one.block.lines]
     return Candidate(
         tuple(one.block for one in selected),
         [section for one in selected for section in one.sections],
-        "\n".join(lines).rstrip("\n") + "\n" if whole else None,
+        text_of([one.block for one in selected]) if whole else None,
         (*notes, *dict.fromkeys(note for one in selected for note in one.notes)),
     )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from swe_infer.patches.lenient import parse_leniently
 from swe_infer.patches.locate import HunkNotFound, LineIndex
 from swe_infer.patches.pipeline import make_patch
-from tests.support.steps import lines_executed
+from swe_infer.types import PatchResult
+from tests.support.steps import calls_of, lines_executed
 
 FILES = {"pkg/mod.py": "a = 1\nb = 2\nc = 3\n"}
 CHANGE = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1,3 +1,3 @@\n a = 1\n-b = 2\n+b = 4\n c = 3\n"
@@ -42,6 +44,36 @@ def test_path_or_file_that_no_patch_may_touch_is_refused(patch: str, reason: str
         assert (result.status, result.patch) == ("none", "")
         assert "refused" in (result.reason or "")
         assert reason in (result.reason or "")
+
+
+def _made(diff: str, files: dict[str, str]) -> tuple[PatchResult, int]:
+    """The patch of an answer with one diff, and how often that is read leniently."""
+    made: list[PatchResult] = []
+    answer = f"```diff\n{diff}```\n"
+    count = calls_of(parse_leniently.__code__, lambda: made.append(make_patch(answer, files)))
+    return made[0], count
+
+
+@pytest.mark.parametrize("header", ["", "diff --git {0}\n", "diff --git {0}\nindex 1..2 100644\n"])
+def test_diff_as_git_writes_it_is_parsed_once(header: str) -> None:
+    diff = header.format("a/pkg/mod.py b/pkg/mod.py") + CHANGE
+    assert _made(diff, FILES) == (PatchResult(diff, "applies", format="fence"), 0)
+
+
+@pytest.mark.parametrize(
+    ("diff", "files", "status"),
+    [
+        (f"{CHANGE}A remark.\n", FILES, "applies"),
+        (CHANGE, FILES | {"a/pkg/mod.py": FILES["pkg/mod.py"]}, "applies"),
+        (CHANGE, FILES | {"b/pkg/mod.py": "d = 1\n"}, "applies"),
+        (CHANGE.replace("-b = 2", "-b = 3"), FILES, "does_not_apply"),
+        (CHANGE.replace("a/pkg", "pkg"), FILES, "applies"),
+        (f"diff --git a/pkg/mod.py b/pkg/mod.py\nold mode 100644\nnew mode 120000\n{CHANGE}", FILES, "none"),
+    ],
+)
+def test_any_other_diff_is_read_leniently(diff: str, files: dict[str, str], status: str) -> None:
+    result, count = _made(diff, files)
+    assert (result.status, count > 0) == (status, True), result
 
 
 def test_file_outside_of_the_prompt_makes_the_patch_unchecked() -> None:
