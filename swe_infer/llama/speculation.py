@@ -8,6 +8,8 @@ logits are equal up to rounding.
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from itertools import takewhile
 
@@ -16,7 +18,10 @@ from swe_infer.llama.drafting.gain import DraftGain, DraftState
 from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.sequence import RequestOutput, Sequence
 from swe_infer.llama.stats import EngineStats
+from swe_infer.text import first_line
 from swe_infer.types import DrafterFactory, DrafterKind
+
+_log = logging.getLogger(__name__)
 
 
 class Speculation:
@@ -41,9 +46,25 @@ class Speculation:
         self._inspect_s = 1e-4
         self._draft_s = 1e-4
         """Seconds to inspect a sequence, and to draft: running means that limit outliers."""
+        self._warned = False
 
     def draft(self, sequence: Sequence, most: int, batch: int) -> list[int]:
-        """Return a draft of at most ``most`` tokens, while ``batch`` sequences are decoded."""
+        """Return a draft of at most ``most`` tokens, while ``batch`` sequences are decoded.
+
+        A drafter that raises is not used again for its output. The first one is logged.
+        """
+        try:
+            return self._draft(sequence, most, batch)
+        except Exception as error:  # noqa: BLE001 - drafters of users may raise anything
+            if not self._warned:
+                why = f"{type(error).__name__}: {first_line(error)}"
+                _log.warning("decoding.drafter raised %s; outputs continue without drafts", why)
+            self._warned, sequence.drafter = True, None
+            assert sequence.draft_state is not None
+            sequence.draft_state.steps_to_skip = sys.maxsize
+            return []
+
+    def _draft(self, sequence: Sequence, most: int, batch: int) -> list[int]:
         gain, state = self.gain, sequence.draft_state
         gain.batch = batch
         kind = sequence.request.drafter

@@ -349,3 +349,37 @@ def test_a_drafter_of_the_users_own_changes_no_output(directory: Path, plain: di
     engine = with_constant_step_cost(engine_of(directory))
     assert tokens(run(engine, [replace(request, drafter=RandomDrafters()) for request in requests()])) == plain
     assert engine.figures()["drafted_tokens"] > 0
+
+
+class Failing:
+    """Drafters of the user's own that raise at one of the calls."""
+
+    situation = None
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def create(self, prompt_ids: Sequence[int], files: Any, codec: Any) -> Failing:
+        self._fail("create")
+        return self
+
+    def draft(self, limit: int) -> list[int]:
+        self._fail("draft")
+        return []
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self._fail("extend")
+
+    def _fail(self, where: str) -> None:
+        if where == self._where:
+            raise ValueError(f"cannot {where}")
+
+
+@pytest.mark.parametrize("where", ["create", "draft", "extend"])
+def test_outputs_whose_drafter_raises_go_on_without_drafts_and_are_logged_once(
+    where: str, directory: Path, plain: dict[str, tuple[int, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = with_constant_step_cost(engine_of(directory))
+    assert tokens(run(engine, [replace(request, drafter=Failing(where)) for request in requests()])) == plain
+    why = f"decoding.drafter raised ValueError: cannot {where}; outputs continue without drafts"
+    assert [record.getMessage() for record in caplog.records] == [why]
