@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.llama.drafting import Drafter, DraftSource, SharedSuffixes, drafter_of
-from swe_infer.prompt_format import PromptFiles, prose_in_prompt
+from swe_infer.prompt_format import PromptFiles
 from swe_infer.text import report_errors
 from swe_infer.types import Prompt
 
@@ -150,7 +150,8 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def source_of(text: str) -> DraftSource:
-    return DraftSource(prose_in_prompt(text), PromptFiles(Prompt(None, text)))
+    prompt = Prompt(None, text)
+    return DraftSource(prompt, PromptFiles(prompt))
 
 
 def index(shared: SharedSuffixes) -> None:

@@ -1,15 +1,14 @@
 """What the process that drives a run spends on an answer, and how many engines it can keep busy:
 ``python -m benchmarks.driver``.
 
-*Measured*: the real runner and main loop (prompts, encoding, patches, records, progress, tracker) over instances with
-prompts of 40 kB and answers of 4 kB with a patch, from engines that answer at once and are sent the text to draft
-from. Processor time for each answer of the thread that drives the run, and of its process, which also encodes: with
-one and with 8 samples of a prompt, with patches made here and by the engines, with W&B offline, and with prompts that
-take no time to encode. Then prompts that the bundled tokenizer encodes in a second, by threads.
+*Measured*: the real runner and main loop (prompts, patches, records, progress, tracker) over instances with prompts
+of 40 kB and answers of 4 kB with a patch, from engines that answer at once; a prompt is pickled as for the engine
+that it is sent to. Processor time of the process for each answer: with one and with 8 samples of a prompt, with
+patches made here and by the engines, and with W&B offline.
 
 *Simulated*: engines of 16 sequences, each sequence 160 s on average, so that an engine gives an answer in 10 s. Each
 answer, and the prompt that replaces it, wait for one driver, which handles one after the other. The driver's time for
-an answer (``--driver-ms``) is by default that of its thread while it encodes, plus ``--router-ms``.
+an answer (``--driver-ms``) is by default the measured one plus ``--router-ms``.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from decimal import Decimal
 from pathlib import Path
@@ -34,12 +32,11 @@ from typing import ClassVar
 
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.llama.config import GenerationDefaults
-from swe_infer.llama.data_parallel import DataParallelEngine, OnRejected
+from swe_infer.llama.data_parallel import DataParallelEngine
 from swe_infer.llama.drafting import NO_SOURCE
-from swe_infer.llama.sequence import GenerationRequest, RequestOutput
-from swe_infer.llama.tokenizer import LlamaTokenizer
+from swe_infer.llama.sequence import GenerationRequest, OnRejected, RequestOutput
 from swe_infer.patches.pipeline import make_patch
-from swe_infer.prompt_format import files_in_prompt, split_prompt
+from swe_infer.prompt_format import files_in_prompt
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import Order, ProcessResources, RunContext
@@ -49,20 +46,12 @@ from swe_infer.runners.llama_requests import origin
 from swe_infer.runners.run import Run
 from swe_infer.tracking.base import NoTracker, RunInfo, Tracker
 from swe_infer.tracking.wandb import WandbTracker
-from swe_infer.types import DataShard, Decoding, LlamaModel, PatchResult, Prompt
+from swe_infer.types import DataShard, Decoding, LlamaModel, PatchResult
 
 _MODEL = LlamaModel(path="package://swe_infer.sample/tiny_llama")
-_TINY = Path(__file__).resolve().parent.parent / "swe_infer" / "sample" / "tiny_llama"
 _LINES = 700
 _SLOTS, _SEQUENCE_S = 16, 160.0
 _ENGINES = (8, 16, 64, 256, 1024)
-
-
-class InstantTokenizer(LlamaTokenizer):
-    """Encodes in no time, as seen from the driver of a machine with enough cores."""
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        return [int(prompt.sha256[:4], 16), *range(11_999)]
 
 
 class InstantEngines(DataParallelEngine):
@@ -72,10 +61,8 @@ class InstantEngines(DataParallelEngine):
         answers, patches: by the number of the instance. Without patches, the driver makes them.
     """
 
-    def __init__(
-        self, tokenizer: LlamaTokenizer, answers: Sequence[str], patches: Sequence[PatchResult] | None
-    ) -> None:
-        self.tokenizer, self._answers, self._patches = tokenizer, answers, patches
+    def __init__(self, answers: Sequence[str], patches: Sequence[PatchResult] | None) -> None:
+        self._answers, self._patches = answers, patches
         self.defaults, self.end_tokens, self.context_window = GenerationDefaults(), frozenset(), 131_072
 
     def generate(
@@ -88,7 +75,9 @@ class InstantEngines(DataParallelEngine):
                 pickle.dumps(sent)
             number = int(origin(request)[1][0].rpartition("-")[2])
             patch = None if self._patches is None else self._patches[number]
-            yield RequestOutput(request, ids, self._answers[number], "stop", 0, 1000, 0, 0, 0, 0.1, 10.0, patch)
+            yield RequestOutput(
+                request, ids, self._answers[number], "stop", 12_000, 0, 1000, 0, 0, 0, 0.1, 10.0, patch
+            )
 
     def figures(self) -> dict[str, float]:
         return {}
@@ -133,64 +122,42 @@ def answer(number: int) -> str:
     return f"{reasoning}\n<patch>\n--- a/package/module.py\n+++ b/package/module.py\n{body}\n</patch>\n"
 
 
-def milliseconds(
-    folder: Path,
-    data: Path,
-    answers: int,
-    samples: int,
-    tracker: Tracker,
-    tokenizer: LlamaTokenizer,
-    *,
-    made_here: bool,
-) -> dict[str, float]:
+def milliseconds(folder: Path, data: Path, answers: int, samples: int, tracker: Tracker, *, made_here: bool) -> float:
     """Processor time for each answer, including the end of the run."""
     runner = InstantRunner(model=_MODEL, decoding=Decoding(n=samples, max_new_tokens=1024, temperature=1.0, seed=0))
     texts = [answer(number) for number in range(answers // samples)]
     made = [make_patch(text, files_in_prompt(prompt(number))) for number, text in enumerate(texts)]
-    runner.engines = InstantEngines(tokenizer, texts, None if made_here else made)
+    runner.engines = InstantEngines(texts, None if made_here else made)
     folder.mkdir()
     with RunStore(folder, runner.label) as store, redirect_stderr(io.StringIO()):
         runner.bind(RunContext(folder, "driver", Decimal(0), folder / "ledger", ProcessResources()))
         info = RunInfo("driver", "driver", {}, folder, store.resumed)
         dataset = JsonlDataset(path=str(data), limit=answers // samples)
         run = Run(runner, select_instances(runner, dataset, DataShard()), store, tracker, info)
-        began = time.thread_time(), time.process_time()
+        began = time.process_time()
         status = run.execute()
-        spent = time.thread_time() - began[0], time.process_time() - began[1]
+        spent = time.process_time() - began
     statuses = {record["patch_status"] for record in read_records(folder / "records.jsonl")}
     if status or statuses != {"applies"}:
         raise SystemExit(f"the run ended with {status}, and patches {statuses}")
-    return {"driver": round(1000 * spent[0] / answers, 2), "process": round(1000 * spent[1] / answers, 2)}
+    return round(1000 * spent / answers, 3)
 
 
-def measured(folder: Path, answers: int) -> dict[str, dict[str, float]]:
+def measured(folder: Path, answers: int) -> dict[str, float]:
     data = folder / "instances.jsonl"
     with data.open("w") as file:
         for number in range(answers):
             file.write(json.dumps({"instance_id": f"owner__name-{number}", "text": prompt(number)}) + "\n")
     found = {}
-    real, instant, wandb = LlamaTokenizer(_TINY), InstantTokenizer(_TINY), WandbTracker(mode="offline")
     for samples in (1, 8):
-        cases: dict[str, tuple[Tracker, LlamaTokenizer, bool]] = {
-            "patches_here": (NoTracker(), real, True),
-            "patches_in_engines": (NoTracker(), real, False),
-            "patches_in_engines_wandb_offline": (wandb, real, False),
-            "patches_in_engines_instant_encoding": (NoTracker(), instant, False),
+        cases: dict[str, tuple[Tracker, bool]] = {
+            "patches_here": (NoTracker(), True),
+            "patches_in_engines": (NoTracker(), False),
+            "patches_in_engines_wandb_offline": (WandbTracker(mode="offline"), False),
         }
-        for name, (tracker, tokenizer, made_here) in cases.items():
+        for name, (tracker, made_here) in cases.items():
             key = f"ms_per_answer_{samples}_samples_{name}"
-            found[key] = milliseconds(folder / key, data, answers, samples, tracker, tokenizer, made_here=made_here)
-    return {**found, "prompts_encoded_a_second_by_threads": encoded_a_second(real)}
-
-
-def encoded_a_second(tokenizer: LlamaTokenizer) -> dict[str, float]:
-    prompts = [split_prompt(prompt(number)) for number in range(200)]
-    found, cores = {}, len(os.sched_getaffinity(0))
-    for threads in sorted({1, 2, 4, 8, 16} & {*range(1, cores)} | {cores}):
-        with ThreadPoolExecutor(threads) as pool:
-            began = time.monotonic()
-            list(pool.map(tokenizer.encode, prompts))
-            found[str(threads)] = round(len(prompts) / (time.monotonic() - began), 1)
+            found[key] = milliseconds(folder / key, data, answers, samples, tracker, made_here=made_here)
     return found
 
 
@@ -233,7 +200,7 @@ def main() -> None:
     result: dict[str, object] = {"load": os.getloadavg()[0], "measured": found}
     for samples in (1, 8):
         for made in ("patches_here", "patches_in_engines"):
-            total = found[f"ms_per_answer_{samples}_samples_{made}"]["driver"] + options.router_ms
+            total = found[f"ms_per_answer_{samples}_samples_{made}"] + options.router_ms
             result[f"simulated: {samples} samples, {made}, {total:.2f} ms"] = knee(total)
     json.dump(result, sys.stdout, indent=2)
     print()

@@ -35,7 +35,7 @@ from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.stopping import StopParams
 from swe_infer.text import report_errors
-from swe_infer.types import DrafterKind, LlamaModel
+from swe_infer.types import DrafterKind, Failure, LlamaModel, Skip
 
 TRANSFORMERS = ("single", "padded", "continuous")
 PROCESSES = ("vllm", "llama_cpp")
@@ -94,8 +94,8 @@ class EnginePeer:
             for sample in range(samples)
         ]
 
-        def rejected(_: GenerationRequest, error: Exception) -> None:
-            raise error
+        def rejected(request: GenerationRequest, why: Failure | Skip) -> None:
+            raise SystemExit(f"{request.key}: {why}")
 
         answers = {answer.request.key: answer.token_ids for answer in self.engine.generate(requests, rejected)}
         if temperatures == (0.0,):

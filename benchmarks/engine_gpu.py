@@ -43,7 +43,7 @@ from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.stopping import StopParams
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.text import report_errors
-from swe_infer.types import AttentionChoice
+from swe_infer.types import AttentionChoice, Failure, Skip
 
 SHAPES = {
     "8b": LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128, 131072, rope=RopeConfig(500_000.0)),
@@ -132,8 +132,8 @@ def requests(
 def answer(engine: Engine, asked: Iterator[GenerationRequest]) -> tuple[float, int]:
     """Wall seconds and output tokens, from an empty prefix cache."""
 
-    def rejected(_: GenerationRequest, error: Exception) -> None:
-        raise error
+    def rejected(request: GenerationRequest, why: Failure | Skip) -> None:
+        raise SystemExit(f"{request.key}: {why}")
 
     engine.clear_prefix_cache()
     engine.reset_stats()

@@ -12,7 +12,7 @@ Four cases: equal engines; one at half the speed; one output of 20,000 tokens; o
 the others cannot take over. Idle is the share of the engines' time without work until the last output; a lost engine
 counts until it is lost.
 
-``ray`` starts a cluster of this machine alone. It answers 10,000 prompts of 12,000 tokens with 1,000 tokens each, as
+``ray`` starts a cluster of this machine alone. It answers 10,000 prompts of 40 kB with 1,000 tokens each, as
 fast as the driver allows, and prints the driver's processor time for an answer. It requires the extra ``ray``.
 """
 
@@ -33,12 +33,12 @@ from typing import cast
 
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.data_parallel import Worker, choose_worker
+from swe_infer.llama.drafting import DraftSource
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.process_worker import serve_engine
 from swe_infer.llama.sequence import GenerationRequest, RequestOutput
-from swe_infer.llama.sequence import Sequence as EngineSequence
 from swe_infer.llama.stopping import StopParams
-from swe_infer.types import LlamaModel
+from swe_infer.types import Failure, LlamaModel, Prompt, Skip
 
 _ENGINES, _INSTANCES, _SEQUENCES, _BATCH = 8, 400, 16, 2048
 _OPTIONS = EngineOptions(max_batch_tokens=_BATCH, max_sequences=_SEQUENCES)
@@ -178,8 +178,7 @@ class SimulatedEngine:
     """What :func:`serve_engine` needs of an engine."""
 
     def __init__(self) -> None:
-        self.scheduler = self
-        self.waiting: list[EngineSequence] = []
+        self.unstarted: list[GenerationRequest] = []
         self._due: list[tuple[float, int, GenerationRequest]] = []
         self._count = itertools.count()
 
@@ -194,7 +193,10 @@ class SimulatedEngine:
         time.sleep(_STEP_S)
         while self._due and self._due[0][0] <= time.monotonic():
             request, ids = heapq.heappop(self._due)[2], tuple(range(1000, 2000))
-            yield RequestOutput(request, ids, "x" * 4000, "stop", 0, 1000, 0, 0, 0, 0.1, 1.0)
+            yield RequestOutput(request, ids, "x" * 4000, "stop", 12_000, 0, 1000, 0, 0, 0, 0.1, 1.0)
+
+    def take_rejected(self) -> list[tuple[GenerationRequest, Failure | Skip]]:
+        return []
 
     def figures(self) -> dict[str, float]:
         return {"running": 0.0, "forward_passes": 0.0}
@@ -208,8 +210,8 @@ def measure_driver(count: int = 10_000, engines: int = 8) -> None:
     model = LlamaModel(path="package://swe_infer.sample/tiny_llama", device="cpu")
     options = EngineOptions(max_batch_tokens=65_536, max_sequences=128, workers=engines)
     group = ray_engines(RayCluster(cpus=0.1), model, options, simulated_server)
-    prompts = [(number, *range(11_999)) for number in range(200)]
-    requests = (GenerationRequest(n, prompts[n % 200], StopParams(1000)) for n in range(count))
+    sources = [DraftSource(Prompt(None, f"{number} {'prompt ' * 5714}")) for number in range(200)]
+    requests = (GenerationRequest(n, (), StopParams(1000), source=sources[n % 200]) for n in range(count))
     while len(group.workers) < engines:
         list(group.generate([GenerationRequest("first", (1,), StopParams(1))], lambda request, error: None))
     started, processor = time.monotonic(), time.process_time()

@@ -1,6 +1,6 @@
 """Data parallelism: several engines behind the interface of one.
 
-The parent tokenizes prompts and routes requests to engines, which run in local processes
+The parent routes requests to engines, which encode their prompts. They run in local processes
 (:mod:`swe_infer.llama.process_worker`) or in actors of a Ray cluster (:mod:`swe_infer.llama.ray_worker`). An engine
 gets only requests that it can start soon: those it runs, and queued prompts for about its next steps. All others wait
 here for the first engine with capacity, so that a slow engine delays nothing that another could do.
@@ -19,18 +19,18 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.config import read_config, read_generation_defaults
-from swe_infer.llama.drafting import DraftSource
+from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import EngineOptions, end_tokens
 from swe_infer.llama.hub import snapshot_directory
-from swe_infer.llama.sequence import GenerationRequest, RequestOutput
+from swe_infer.llama.sequence import GenerationRequest, OnRejected, RequestOutput
 from swe_infer.llama.stats import merged_figures
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.ray_connection import ray_error_line
-from swe_infer.types import LlamaModel
+from swe_infer.types import Failure, LlamaModel, Skip
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +39,6 @@ MAX_RESTARTS = 8  # of an engine without an answer in between
 _LOAD_TIMEOUT = 10  # in stall timeouts
 _STEPS_AHEAD = 2  # for which an engine queues prompts: while one runs, the next is in transit
 _POLL_S, _NEW_WORKERS_INTERVAL_S = 0.2, 5.0
-
-OnRejected: TypeAlias = Callable[[GenerationRequest, Exception], None]
 
 
 class WorkerDied(SweInferError):
@@ -51,7 +49,7 @@ class WorkerDied(SweInferError):
 class Report:
     """What an engine has done since its last report. Requests dropped after a stop have the result None."""
 
-    results: list[tuple[Hashable, RequestOutput | Exception | None]] = field(default_factory=list)
+    results: list[tuple[Hashable, RequestOutput | Failure | Skip | None]] = field(default_factory=list)
     unstarted: int = 0  # number of requests that it has not started
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -95,21 +93,20 @@ class Worker:
         self.outstanding: dict[Hashable, GenerationRequest] = {}
         self.queued: deque[int] = deque()  # prompt tokens of the last requests, which it has not started
         self.alone = False  # whether its request must not share it
-        self.prompt: tuple[int, ...] = ()  # the last one
-        self.source: DraftSource | None = None  # the last one that was sent
+        self.last: GenerationRequest | None = None
         self.commands: list[tuple[str, Any]] = []  # of the next call
 
-    def has_prompt(self, ids: tuple[int, ...]) -> bool:
-        """Whether the last request had this prompt. Most prompts begin alike, so lengths are compared first."""
-        return self.prompt is ids or (len(self.prompt) == len(ids) and self.prompt == ids)
+    def has_prompt_of(self, request: GenerationRequest) -> bool:
+        """Whether the last request had the same prompt."""
+        return self.last is not None and self.last.has_prompt_of(request)
 
     def assign(self, request: GenerationRequest, key: Hashable, *, alone: bool = False) -> None:
         """Assign ``request``. Samples of a prompt share a source, which is sent once."""
         self.outstanding[key] = request
-        self.queued.append(1 if self.has_prompt(request.prompt_ids) else len(request.prompt_ids))
-        source = request.source if request.uses_source and request.source is not self.source else None
-        self.alone, self.prompt, self.source = alone, request.prompt_ids, source or self.source
-        self.commands.append(("add", (replace(request.without_source(), key=key), source)))
+        self.queued.append(1 if self.has_prompt_of(request) else request.estimated_tokens)
+        source = None if self.last is not None and self.last.source is request.source else request.source
+        self.alone, self.last = alone, request
+        self.commands.append(("add", (replace(request, key=key, source=NO_SOURCE), source)))
 
     def keep_queued(self, unstarted: int) -> None:
         """Update the queue from a report, which does not cover the commands of the next call."""
@@ -124,7 +121,7 @@ def choose_worker(workers: Sequence[Worker], request: GenerationRequest, options
     full while another is idle. Otherwise the worker with the fewest requests is chosen.
     """
     free = [w for w in workers if len(w.outstanding) < (1 if w.alone else options.max_sequences)]
-    if same_prompt := [worker for worker in workers if worker.has_prompt(request.prompt_ids)]:
+    if same_prompt := [worker for worker in workers if worker.has_prompt_of(request)]:
         return next((w for w in free if w in same_prompt or not w.outstanding), None)
     free = [worker for worker in free if sum(worker.queued) < _STEPS_AHEAD * options.max_batch_tokens]
     return min(free, key=lambda worker: len(worker.outstanding), default=None)
@@ -309,7 +306,7 @@ class DataParallelEngine:
             losses = self._losses[request.key]
             if losses == MAX_REQUEST_LOSSES:
                 why = f"{losses} engines ended while they computed this request; the last one: {error}"
-                self._on_rejected(request, WorkerDied(why))
+                self._on_rejected(request, Failure(WorkerDied.__name__, why))
             else:
                 (self._alone if losses >= MAX_REQUEST_LOSSES / 2 else self._waiting).append(request)
 

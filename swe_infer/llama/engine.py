@@ -10,7 +10,9 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -24,6 +26,7 @@ from swe_infer.errors import ConfigError
 from swe_infer.llama.attention.base import PagedBackend
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.config import GenerationDefaults, LlamaConfig, read_config, read_generation_defaults
+from swe_infer.llama.drafting import DraftSource
 from swe_infer.llama.graphs import DecodeGraphs
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import BlockPool, KVCache
@@ -32,22 +35,20 @@ from swe_infer.llama.model import LlamaForCausalLM, ModelInput
 from swe_infer.llama.placement import choose_device
 from swe_infer.llama.sampler import Sampler, SamplingParams
 from swe_infer.llama.scheduler import Chunk, Scheduler
-from swe_infer.llama.sequence import GenerationRequest, RequestOutput, Sequence
+from swe_infer.llama.sequence import GenerationRequest, OnRejected, RequestOutput, Sequence
 from swe_infer.llama.speculation import Speculation
 from swe_infer.llama.stats import EngineStats
 from swe_infer.llama.stopping import StopCriteria
 from swe_infer.llama.tensor_parallel import TensorParallelGroup, check_tensor_parallel, load_part
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.llama.tp_rank import SINGLE_RANK
-from swe_infer.types import LlamaModel
+from swe_infer.text import first_line
+from swe_infer.types import Failure, LlamaModel, Prompt, Skip
 
 _log = logging.getLogger(__name__)
 
 _ONE_THREAD_PARAMETERS = 20_000_000
-
-
-class PromptTooLong(Exception):
-    """The prompt fills the context window or the cache, so no token can be generated."""
+_READ_AHEAD = 2  # requests beyond those that run, so that their prompts are encoded meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,10 @@ class Engine:
             partial(_copy_block, self.cache, tp_group),
         )
         self._step_running = False
+        self._encoder = ThreadPoolExecutor(1, "encode")
+        self._encoding: deque[tuple[GenerationRequest, Future[tuple[int, ...]]]] = deque()
+        self._encoded_source: DraftSource | None = None  # the last one
+        self._rejected: list[tuple[GenerationRequest, Failure | Skip]] = []
         self.graphs = DecodeGraphs.create(model, self.cache, min(self.context_window, self.cache_tokens))
         self.reset_stats()
 
@@ -221,29 +226,58 @@ class Engine:
         """Tokens that fit in the cache."""
         return self.scheduler.pool.total * self.cache.block_size
 
-    def add_request(self, request: GenerationRequest) -> None:
-        """Queue a request.
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in flight."""
+        return bool(self._encoding) or self.scheduler.busy
 
-        Raises:
-            PromptTooLong: the prompt fills the context window or the cache.
-            ValueError: the prompt is empty or has a token id outside the vocabulary.
-        """
-        length = len(request.prompt_ids)
-        limit = min(self.context_window, self.cache_tokens)
-        if length >= limit:
+    @property
+    def unstarted(self) -> list[GenerationRequest]:
+        """The requests that never ran."""
+        waiting = [sequence.request for sequence in self.scheduler.waiting if sequence.started is None]
+        return waiting + [request for request, _ in self._encoding]
+
+    def add_request(self, request: GenerationRequest) -> None:
+        """Queue a request. A prompt is encoded in a thread, once for its samples. After the next steps
+        :meth:`take_rejected` has a request that cannot run."""
+        if request.prompt_ids:
+            self._queue(request)
+            return
+        if request.source is not self._encoded_source:
+            self._encoded_source = request.source
+            self._ids = self._encoder.submit(_encode, self.tokenizer, request.source.prompt)
+        self._encoding.append((request, self._ids))
+
+    def _queue_encoded(self) -> None:
+        """Queue the requests whose prompts are encoded. If nothing else can run, wait for the first one."""
+        while self._encoding and (self._encoding[0][1].done() or not self.scheduler.busy):
+            request, ids = self._encoding.popleft()
+            try:
+                encoded = replace(request, prompt_ids=ids.result())
+            except Exception as error:  # noqa: BLE001 - tokenizers and chat templates may raise anything
+                self._rejected.append((request, Failure(type(error).__name__, first_line(error))))
+            else:
+                self._queue(encoded)
+
+    def _queue(self, request: GenerationRequest) -> None:
+        ids, limit = request.prompt_ids, min(self.context_window, self.cache_tokens)
+        if len(ids) >= limit:
             what = "context window" if self.context_window <= self.cache_tokens else "key-value cache"
-            raise PromptTooLong(f"the prompt has {length} tokens and the {what} holds {limit}")
-        if not request.prompt_ids:
-            raise ValueError("the prompt has no tokens")
-        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.model.config.vocab_size:
-            raise ValueError("the prompt has a token id outside the model's vocabulary")
-        rope = self.model.rope
-        criteria = StopCriteria(request.stop_params, self.tokenizer, request.prompt_ids)
-        self.scheduler.add(Sequence(request, criteria, limit, rope.salt(length), rope.switch))
+            why = f"the prompt has {len(ids)} tokens and the {what} holds {limit}"
+            self._rejected.append((request, Skip("ContextOverflow", why)))
+        elif not ids:
+            self._rejected.append((request, Failure("ValueError", "the prompt has no tokens")))
+        elif not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
+            why = "the prompt has a token id outside the model's vocabulary"
+            self._rejected.append((request, Failure("ValueError", why)))
+        else:
+            rope, criteria = self.model.rope, StopCriteria(request.stop_params, self.tokenizer, ids)
+            self.scheduler.add(Sequence(request, criteria, limit, rope.salt(len(ids)), rope.switch))
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
         """Run one forward pass. Returns the outputs that it completed."""
+        self._queue_encoded()
         started = time.perf_counter()
         self._step_running = True
         chunks = self.scheduler.schedule()  # copies blocks, on every rank
@@ -344,19 +378,19 @@ class Engine:
                 stats.decode_rows += len(chunk.draft)
         for answer in finished:
             stats.finished += 1
-            stats.prompt_tokens += len(answer.request.prompt_ids)
+            stats.prompt_tokens += answer.prompt_tokens
             stats.cached_tokens += answer.cached_tokens
 
     def generate(
         self,
         requests: Iterable[GenerationRequest],
-        on_rejected: Callable[[GenerationRequest, Exception], None],
+        on_rejected: OnRejected,
         stop: threading.Event | None = None,
     ) -> Iterator[RequestOutput]:
         """Generate for ``requests``, which are read as capacity allows. Outputs come in the order of completion.
 
         Args:
-            on_rejected: called with PromptTooLong or ValueError for a request that cannot run.
+            on_rejected: called with the outcome of a request that cannot run.
             stop: once set, no new request is started; running ones complete.
         """
         with threads_for(self.model):
@@ -365,26 +399,39 @@ class Engine:
     def _generate(
         self,
         source: Iterator[GenerationRequest],
-        on_rejected: Callable[[GenerationRequest, Exception], None],
+        on_rejected: OnRejected,
         stop: threading.Event | None,
     ) -> Iterator[RequestOutput]:
         exhausted = False
         while True:
             stopping = stop is not None and stop.is_set()
             if stopping:
-                self.scheduler.drop_unstarted()
+                self.drop_unstarted()
             while not stopping and not exhausted and self._has_capacity():
                 request = next(source, None)
                 if request is None:
                     exhausted = True
                     break
-                try:
-                    self.add_request(request)
-                except (PromptTooLong, ValueError) as error:
-                    on_rejected(request, error)
-            if not self.scheduler.busy:
+                self.add_request(request)
+            if not (self.busy or self._rejected):
                 return
-            yield from self.step()
+            answers = self.step()
+            for rejected in self.take_rejected():
+                on_rejected(*rejected)
+            yield from answers
+
+    def take_rejected(self) -> list[tuple[GenerationRequest, Failure | Skip]]:
+        """The requests that could not run since the last call, and why."""
+        rejected, self._rejected = self._rejected, []
+        return rejected
+
+    def drop_unstarted(self) -> None:
+        """Drop the requests that never ran. Preempted ones stay."""
+        for _, ids in self._encoding:
+            ids.cancel()
+        self._encoding.clear()
+        self._encoded_source = None
+        self.scheduler.drop_unstarted()
 
     def figures(self) -> dict[str, float]:
         """Figures for progress, summary and tracker: counts, rates over the engine's busy time, shares."""
@@ -404,7 +451,8 @@ class Engine:
         self.speculation.stats = self.stats
 
     def _has_capacity(self) -> bool:
-        return len(self.scheduler.waiting) + len(self.scheduler.running) < self.options.max_sequences
+        in_flight = len(self._encoding) + len(self.scheduler.waiting) + len(self.scheduler.running)
+        return in_flight < self.options.max_sequences + _READ_AHEAD
 
     def clear_prefix_cache(self) -> None:
         """Empty the prefix cache. No request may be in flight."""
@@ -419,6 +467,8 @@ class Engine:
     def abandon(self) -> None:
         """Drop all requests in flight, after an error or interrupt. The prefix cache is kept, unless a step was
         interrupted: then blocks may not hold the content they are registered for."""
+        self.drop_unstarted()
+        self._rejected.clear()
         for sequence in self.scheduler.waiting:
             self.speculation.discard(sequence)
         self.scheduler.waiting.clear()
@@ -479,6 +529,10 @@ def _load_network(
             raise
         return network, tp_group
     return load_part(replace(model, device=str(device)), directory, config, SINGLE_RANK), None
+
+
+def _encode(tokenizer: LlamaTokenizer, prompt: Prompt) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(prompt))
 
 
 def _sampling_params(sequence: Sequence, ahead: int) -> SamplingParams:

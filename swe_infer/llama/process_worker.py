@@ -16,7 +16,7 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.child_process import start_child
 from swe_infer.llama.data_parallel import DataParallelEngine, Report, Worker, WorkerDied
 from swe_infer.llama.drafting import NO_SOURCE
-from swe_infer.llama.engine import Engine, EngineOptions, PromptTooLong, threads_for
+from swe_infer.llama.engine import Engine, EngineOptions, threads_for
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.stopping import StopParams
 from swe_infer.text import first_line
@@ -114,10 +114,10 @@ def _answer(pipe: Connection, answer: Report | Exception) -> None:
 
 def serve_engine(pipe: Connection, engine: Engine) -> None:
     """See :func:`serve`. Returns when the parent has closed the pipe."""
-    scheduler, source = engine.scheduler, NO_SOURCE
+    source = NO_SOURCE
     report, called, due = Report(), False, 0.0
     while True:
-        if not called and (pipe.poll() or not scheduler.busy):
+        if not called and (pipe.poll() or not engine.busy):
             try:
                 pickled = pipe.recv_bytes()
             except (EOFError, OSError):
@@ -134,13 +134,10 @@ def serve_engine(pipe: Connection, engine: Engine) -> None:
                 if kind == "add":
                     request, own_source = content
                     source = source if own_source is None else own_source
-                    try:
-                        engine.add_request(dataclasses.replace(request, source=source))
-                    except (PromptTooLong, ValueError) as error:
-                        report.results.append((request.key, error))
+                    engine.add_request(dataclasses.replace(request, source=source))
                 elif kind == "stop":
-                    report.results += [(s.request.key, None) for s in scheduler.waiting if s.started is None]
-                    scheduler.drop_unstarted()
+                    report.results += [(request.key, None) for request in engine.unstarted]
+                    engine.drop_unstarted()
                 else:
                     getattr(engine, kind)()
         for answer in engine.step():
@@ -148,8 +145,9 @@ def serve_engine(pipe: Connection, engine: Engine) -> None:
             _log.info("answered %s with %d tokens", key, len(answer.token_ids))
             bare = GenerationRequest(key, (), StopParams(0))  # the parent has the prompt
             report.results.append((key, dataclasses.replace(answer, request=bare)))
-        unstarted = sum(sequence.started is None for sequence in scheduler.waiting)
-        changed = report.results or unstarted != report.unstarted or not scheduler.busy
+        report.results += [(request.key, why) for request, why in engine.take_rejected()]
+        unstarted = len(engine.unstarted)
+        changed = report.results or unstarted != report.unstarted or not engine.busy
         if called and (changed or time.monotonic() >= due):
             _answer(pipe, Report(report.results, unstarted, engine.figures()))
             report, called = Report(unstarted=unstarted), False

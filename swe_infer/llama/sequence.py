@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Tokens
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from swe_infer.llama.drafting import NO_SOURCE, Drafter, DraftSource
 from swe_infer.llama.drafting.gain import MAX_DRAFT, DraftState
 from swe_infer.llama.stopping import StopCriteria, StopParams
 from swe_infer.patches.pipeline import make_patch
-from swe_infer.types import DrafterFactory, DrafterKind, EditFormat, FinishReason, PatchResult, Prompt
+from swe_infer.types import DrafterFactory, DrafterKind, EditFormat, Failure, FinishReason, PatchResult, Prompt, Skip
+
+_CHARACTERS_PER_TOKEN = 4  # of English prose; code and other languages have fewer
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A request to the engine.
 
-    ``key`` identifies it to the caller. ``seed`` matters for a ``temperature`` above 0. ``drafter`` and ``source``,
-    the text it copies from, change only the speed. ``makes_patch`` asks for the output's patch, checked against the
-    files of ``source``; ``edit_format`` is the form that the prompt requests.
+    ``key`` identifies it to the caller. Without ``prompt_ids`` the engine encodes the prompt of ``source``. ``seed``
+    matters for a ``temperature`` above 0. ``drafter`` and the files of ``source`` change only the speed.
+    ``makes_patch`` asks for the output's patch, checked against these files; ``edit_format`` is the form that the
+    prompt requests.
     """
 
     key: Hashable
@@ -35,13 +39,17 @@ class GenerationRequest:
     makes_patch: bool = False
     edit_format: EditFormat | None = None
 
-    @property
-    def uses_source(self) -> bool:
-        return self.makes_patch or self.drafter != "none"
+    def has_prompt_of(self, other: GenerationRequest) -> bool:
+        """Whether both have the same prompt. Samples of a prompt share their source."""
+        return self.source is other.source and self.prompt_ids == other.prompt_ids
 
-    def without_source(self) -> GenerationRequest:
-        """The request without its source, which is sent between processes once for many requests."""
-        return self if self.source is NO_SOURCE else replace(self, source=NO_SOURCE)
+    @property
+    def estimated_tokens(self) -> int:
+        """Tokens of the prompt, estimated if it is not encoded yet."""
+        return len(self.prompt_ids) or self.source.prompt.characters // _CHARACTERS_PER_TOKEN + 1
+
+
+OnRejected: TypeAlias = Callable[[GenerationRequest, Failure | Skip], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,8 @@ class RequestOutput:
     Args:
         token_ids: all generated tokens, the end token included.
         text: without special tokens and stop strings.
-        cached_tokens: prompt tokens found in the prefix cache.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: those of them that were in the prefix cache.
         steps: forward passes of the sequence.
         preemptions: number of preemptions.
         drafted_tokens: tokens that were drafted.
@@ -64,6 +73,7 @@ class RequestOutput:
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
+    prompt_tokens: int
     cached_tokens: int
     steps: int
     preemptions: int
@@ -179,6 +189,7 @@ class Sequence:
             token_ids=tuple(self.tokens[len(request.prompt_ids) :]),
             text=self.criteria.text,
             finish_reason=reason,
+            prompt_tokens=len(request.prompt_ids),
             cached_tokens=self.cached_tokens,
             steps=self.steps,
             preemptions=self.preemptions,

@@ -218,27 +218,21 @@ class LlamaRunner:
 
     def serve(self, streams: Sequence[RequestStream], stop: threading.Event) -> None:
         """See :class:`swe_infer.runners.base.EngineSharing`. Everything happens in the calling thread."""
-        from swe_infer.llama.engine import PromptTooLong
-        from swe_infer.runners.llama_requests import EngineRequests, origin
+        from swe_infer.runners.llama_requests import engine_requests, origin
 
         engine = self._load_engine()
 
-        def rejected(request: GenerationRequest, error: Exception) -> None:
+        def rejected(request: GenerationRequest, why: Failure | Skip) -> None:
             index, key = origin(request)
-            if isinstance(error, PromptTooLong):
-                streams[index].deliver(key, Skip("ContextOverflow", str(error)))
-            else:
-                streams[index].deliver(key, Failure(type(error).__name__, str(error)))
+            streams[index].deliver(key, why)
 
-        requests = EngineRequests(engine, streams)
         try:
-            for answer in engine.generate(requests, rejected, stop):
+            for answer in engine.generate(engine_requests(engine, streams), rejected, stop):
                 index, key = origin(answer.request)
                 streams[index].deliver(key, self._completion(answer))
                 if all(stream.broken for stream in streams):
                     break
         finally:
-            requests.close()
             engine.abandon()
 
     @property
@@ -277,7 +271,7 @@ class LlamaRunner:
 
     def _completion(self, answer: RequestOutput) -> Completion:
         usage = Usage(
-            input_tokens=len(answer.request.prompt_ids),
+            input_tokens=answer.prompt_tokens,
             cached_input_tokens=answer.cached_tokens,
             output_tokens=len(answer.token_ids),
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from swe_infer.llama.drafting import Drafter, DraftSource
-from swe_infer.prompt_format import PromptFiles, prose_in_prompt
+from swe_infer.prompt_format import PromptFiles
 from swe_infer.types import Prompt
 
 __all__ = ["CALENDAR", "PROMPT", "BpeCodec", "DraftRun", "follow", "numbered", "source_of"]
@@ -104,7 +104,8 @@ PROMPT = (
 
 def source_of(prompt: str) -> DraftSource:
     """The draft source that the runner creates for a prompt."""
-    return DraftSource(prose_in_prompt(prompt), PromptFiles(Prompt(None, prompt)))
+    whole = Prompt(None, prompt)
+    return DraftSource(whole, PromptFiles(whole))
 
 
 @dataclass(frozen=True)

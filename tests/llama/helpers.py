@@ -15,9 +15,9 @@ from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.sequence import GenerationRequest, RequestOutput
 from swe_infer.llama.stopping import StopParams
 from swe_infer.llama.weights import load_weights
-from swe_infer.types import LlamaModel
+from swe_infer.types import Failure, LlamaModel, Skip
 
-__all__ = ["ask", "engine_of", "generate", "load", "random_prompt", "with_constant_step_cost"]
+__all__ = ["ask", "engine_of", "generate", "load", "random_prompt", "refuse", "with_constant_step_cost"]
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
@@ -73,12 +73,13 @@ def ask(
 
 
 def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> dict[str, RequestOutput]:
-    """Generate all outputs, by key. A rejected request raises its error."""
+    """Generate all outputs, by key."""
+    return {str(answer.request.key): answer for answer in engine.generate(requests, refuse)}
 
-    def rejected(_: GenerationRequest, error: Exception) -> None:
-        raise error
 
-    return {str(answer.request.key): answer for answer in engine.generate(requests, rejected)}
+def refuse(request: GenerationRequest, why: Failure | Skip) -> None:
+    """For requests that must not be rejected."""
+    raise AssertionError(f"{request.key}: {why}")
 
 
 def random_prompt(length: int, seed: int, vocabulary: int = 400) -> list[int]:

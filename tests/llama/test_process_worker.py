@@ -19,15 +19,16 @@ import pytest
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.pool import EnginePool
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.types import LlamaModel
+from swe_infer.types import Failure, LlamaModel, Prompt, Skip
 from tests.support import commands
 
 if TYPE_CHECKING:
     from swe_infer.llama.data_parallel import DataParallelEngine, Worker
+    from swe_infer.llama.drafting import DraftSource
     from swe_infer.llama.engine import EngineOptions
     from swe_infer.llama.placement import worker_devices
     from swe_infer.llama.process_worker import ProcessWorker, process_engines
-    from tests.llama.helpers import ask, engine_of, generate, random_prompt
+    from tests.llama.helpers import ask, engine_of, generate, random_prompt, refuse
 
 
 def options() -> EngineOptions:
@@ -60,7 +61,7 @@ def group(checkpoint: Path) -> Iterator[DataParallelEngine]:
 
 def test_outputs_equal_those_of_one_engine(checkpoint: Path, group: DataParallelEngine) -> None:
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
-    found = {str(answer.request.key): answer for answer in group.generate(requests(), _refuse)}
+    found = {str(answer.request.key): answer for answer in group.generate(requests(), refuse)}
     assert {key: answer.token_ids for key, answer in found.items()} == expected
     assert group.figures()["workers"] == 2
     assert all(figures["forward_passes"] > 0 for figures in _figures(group))
@@ -72,7 +73,7 @@ def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParal
     for asked, busy in ((drafted, 2), (drafted[:3], 1)):
         group.reset_stats()
         assert _figures(group) == []
-        answers = list(group.generate(asked, _refuse))
+        answers = list(group.generate(asked, refuse))
         figures = group.figures()
         # the counts depend on timing: a busy machine may find no draft worthwhile
         assert figures["drafted_tokens"] == sum(answer.drafted_tokens for answer in answers)
@@ -84,16 +85,44 @@ def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParal
 
 def test_samples_of_a_prompt_go_to_one_worker(group: DataParallelEngine) -> None:
     prompt = random_prompt(200, 77)
-    answers = list(group.generate([ask(i, prompt, 4, temperature=1.0, seed=i) for i in range(3)], _refuse))
+    answers = list(group.generate([ask(i, prompt, 4, temperature=1.0, seed=i) for i in range(3)], refuse))
     assert sorted(answer.cached_tokens for answer in answers) == [0, 199, 199]
 
 
 def test_invalid_requests_are_rejected_and_the_rest_complete(group: DataParallelEngine) -> None:
     rejected = []
     asked = [ask("long", random_prompt(1500, 0)), ask("bad", [399, 400]), ask("good", random_prompt(9, 0), 3)]
-    answers = list(group.generate(asked, lambda r, e: rejected.append((r.key, type(e).__name__))))
+    answers = list(group.generate(asked, lambda r, why: rejected.append((r.key, why))))
     assert [answer.request.key for answer in answers] == ["good"]
-    assert sorted(rejected) == [("bad", "ValueError"), ("long", "PromptTooLong")]
+    assert sorted(rejected) == [
+        ("bad", Failure("ValueError", "the prompt has a token id outside the model's vocabulary")),
+        ("long", Skip("ContextOverflow", "the prompt has 1500 tokens and the context window holds 1024")),
+    ]
+
+
+def test_engines_encode_prompts_and_reject_the_same_ones_as_one_engine(
+    checkpoint: Path, group: DataParallelEngine
+) -> None:
+    """One has a lone surrogate, which no tokenizer encodes; one is longer than the context window."""
+    texts = ["def add(left, right):\n" * (n + 1) for n in range(6)] + ["return '\udce9'", "x = 1\n" * 2000]
+    sources = [DraftSource(Prompt(None, text)) for text in texts]
+    asked = [
+        dataclasses.replace(ask((number, sample), (), 6, temperature=0.8, seed=sample), source=source)
+        for number, source in enumerate(sources)
+        for sample in range(2)
+    ]
+    found = []
+    for engine in (engine_of(checkpoint), group):
+        rejected: dict[str, Failure | Skip] = {}
+        answers = {
+            str(answer.request.key): (answer.prompt_tokens, answer.token_ids, answer.text)
+            for answer in engine.generate(asked, lambda r, why: rejected.update({str(r.key): why}))  # noqa: B023
+        }
+        assert len(answers) == 12
+        found.append((answers, rejected))
+    assert found[0] == found[1]
+    reasons = [why.error_type if isinstance(why, Failure) else why.reason for why in found[0][1].values()]
+    assert reasons == ["TypeError", "TypeError", "ContextOverflow", "ContextOverflow"]
 
 
 def test_a_drafter_that_cannot_be_sent_is_named(group: DataParallelEngine) -> None:
@@ -102,7 +131,7 @@ def test_a_drafter_that_cannot_be_sent_is_named(group: DataParallelEngine) -> No
     with pytest.raises(
         ConfigError, match=r"^decoding\.drafter: several engines need one that can be pickled: Can't pickle"
     ):
-        list(group.generate(asked, _refuse))
+        list(group.generate(asked, refuse))
     group.abandon()
 
 
@@ -116,7 +145,7 @@ def test_no_request_starts_after_a_stop(group: DataParallelEngine) -> None:
             yield ask(index, random_prompt(30, index), 4)
 
     answers = []
-    for answer in group.generate(endless(), _refuse, stop):
+    for answer in group.generate(endless(), refuse, stop):
         answers.append(answer)
         stop.set()
     assert 1 <= len(answers) <= 16  # the first batch, and the next one, which was sent with it
@@ -124,10 +153,10 @@ def test_no_request_starts_after_a_stop(group: DataParallelEngine) -> None:
 
 
 def test_an_abandoned_run_leaves_no_outputs_to_the_next(group: DataParallelEngine) -> None:
-    for _ in group.generate([ask(i, random_prompt(50, i), 30) for i in range(8)], _refuse):
+    for _ in group.generate([ask(i, random_prompt(50, i), 30) for i in range(8)], refuse):
         break
     group.abandon()
-    answers = list(group.generate([ask("new", random_prompt(5, 0), 3)], _refuse))
+    answers = list(group.generate([ask("new", random_prompt(5, 0), 3)], refuse))
     assert [answer.request.key for answer in answers] == ["new"]
 
 
@@ -146,7 +175,7 @@ def test_a_killed_engine_and_a_hung_one_return(
             yield ask(f"more{next(number)}", random_prompt(40, 1), 4)
 
     found: dict[str, tuple[int, ...]] = {}
-    for answer in group.generate(asked(), _refuse):
+    for answer in group.generate(asked(), refuse):
         if not found:
             assert killed.pid is not None
             assert hung.pid is not None
@@ -203,7 +232,7 @@ def test_workers_are_spread_over_devices() -> None:
 
 def _wait_for_both(group: DataParallelEngine) -> None:
     while len(group.workers) < 2:
-        list(group.generate([ask("first", [1, 2, 3], 1)], _refuse))
+        list(group.generate([ask("first", [1, 2, 3], 1)], refuse))
 
 
 def _figures(group: DataParallelEngine) -> list[Mapping[str, float]]:
@@ -214,7 +243,3 @@ def _process(worker: Worker) -> BaseProcess:
     assert isinstance(worker, ProcessWorker)
     assert worker.process is not None
     return worker.process
-
-
-def _refuse(_: GenerationRequest, error: Exception) -> None:
-    raise error

@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,10 @@ from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import Completion, Decoding, Failure, LlamaModel, Outcome, Prompt, Request, Skip, sample_seed
 
 if TYPE_CHECKING:
+    from swe_infer.llama.drafting import DraftSource
     from swe_infer.llama.engine import EngineOptions
-    from swe_infer.runners.llama_requests import EngineRequests
+    from swe_infer.runners.llama_requests import engine_requests
+    from tests.llama.helpers import ask, engine_of, generate
     from tests.support.checkpoints import make_checkpoint, reference
 
 TEXT = "def add(left, right):\n    return left + right\n"
@@ -139,7 +142,7 @@ def test_a_prompt_that_cannot_be_encoded_fails_only_its_instance(checkpoint: Pat
         assert isinstance(outcome, Failure if instance_id == "bad" else Completion), outcome
 
 
-def test_requests_keep_their_order_and_few_are_read_ahead(checkpoint: Path) -> None:
+def test_requests_keep_their_order_and_are_read_one_ahead(checkpoint: Path) -> None:
     runner = runner_of(checkpoint, Decoding(n=2))
     engine = EnginePool().get(runner.model, EngineOptions(kv_cache_gb=0.01))
     requests = requests_of(runner, {str(n): TEXT * (40 - n) for n in range(20)})
@@ -154,18 +157,20 @@ def test_requests_keep_their_order_and_few_are_read_ahead(checkpoint: Path) -> N
     stream = RequestStream(
         reading(), lambda request, outcome: None, threading.Event(), lambda: done.append(stream.in_flight)
     )
-    converted = EngineRequests(engine, [stream])
+    converted = engine_requests(engine, [stream])
+    sources: list[DraftSource] = []
     for number, expected in enumerate(requests):
         found = next(converted)
         assert found.key == (0, *expected.key)
-        assert found.prompt_ids == tuple(engine.tokenizer.encode(expected.prompt))
-        assert len(read) <= number + 4
-        assert stream.in_flight == 1, "those read ahead are not in flight"
+        assert found.source.prompt == expected.prompt
+        assert (found.source is sources[-1]) == (number % 2 == 1) if sources else number == 0
+        sources.append(found.source)
+        assert len(read) <= number + 2
+        assert stream.in_flight == 1, "the one read ahead is not in flight"
         stream.deliver(expected.key, Skip("ContextOverflow", "too long"))
         assert stream.done == (number + 1 == len(requests))
     assert done == [0]
     assert next(converted, None) is None
-    converted.close()
 
 
 def test_samples_differ_are_reproducible_and_share_the_prompt(checkpoint: Path) -> None:
@@ -227,7 +232,19 @@ def test_requests_are_read_as_capacity_allows_and_not_after_a_stop(checkpoint: P
 
     runner.generate(endless(), keep, stop)
     assert 3 <= len(done) <= 5
-    assert len(read) <= len(done) + 2
+    assert len(read) <= len(done) + 3, "two are encoded ahead, and one is compared with those of other runs"
+
+
+def test_a_prompt_whose_encoding_was_abandoned_is_encoded_again(checkpoint: Path) -> None:
+    """The last of many was still waiting for the thread that encodes."""
+    engine = engine_of(checkpoint)
+    sources = [DraftSource(Prompt(None, TEXT * 12 + str(number))) for number in range(50)]
+    requests = [replace(ask(number, (), 4), source=source) for number, source in enumerate(sources)]
+    for request in requests:
+        engine.add_request(request)
+    engine.abandon()
+    assert not engine.busy
+    assert generate(engine, requests[-1:]).keys() == {"49"}
 
 
 def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_path: Path) -> None:

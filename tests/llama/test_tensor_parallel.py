@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from swe_infer.llama.tensor_parallel import RankDied
     from swe_infer.llama.tp_rank import TPRank
     from swe_infer.llama.weights import load_weights, pieces
-    from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, with_constant_step_cost
+    from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, refuse, with_constant_step_cost
     from tests.support.checkpoints import make_checkpoint
 
 
@@ -107,11 +107,11 @@ def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
 def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, pool: EnginePool, at: str | None) -> None:
     """Killed at the message of a step, at that of a copied block, or before."""
     engine = engine_of_pool(pool, biased)
-    assert list(engine.generate([ask(i, random_prompt(41, i), 1) for i in range(4)], _refuse)), "prefixes to copy"
+    assert list(engine.generate([ask(i, random_prompt(41, i), 1) for i in range(4)], refuse)), "prefixes to copy"
     assert engine._tp_group is not None
     ((_, process),) = engine._tp_group._ranks
     assert process.pid is not None
-    answers = engine.generate([ask(i, random_prompt(40, i), 400) for i in range(4)], _refuse)
+    answers = engine.generate([ask(i, random_prompt(40, i), 400) for i in range(4)], refuse)
     if at is not None:
         send = engine._tp_group.send
 
@@ -134,7 +134,7 @@ def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, pool: EnginePool, 
     assert not engine.usable
     if at == "ModelInput":
         again = engine_of_pool(pool, biased)
-        assert list(again.generate([ask("a", random_prompt(9, 1), 3)], _refuse)), "the next run starts a new engine"
+        assert list(again.generate([ask("a", random_prompt(9, 1), 3)], refuse)), "the next run starts a new engine"
 
 
 def test_a_rank_that_cannot_load_raises_in_the_leader(biased: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_rank_that_cannot_load_raises_in_the_leader(biased: Path, tmp_path: Pa
         Engine.load(LlamaModel(path=str(directory), tensor_parallel=2), options())
 
 
-def test_indivisible_models_are_refused_before_loading(biased: Path) -> None:
+def test_indivisible_models_arerefused_before_loading(biased: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.tensor_parallel=3: must divide the 4 attention heads"):
         LlamaRunner(model=LlamaModel(path=str(biased), tensor_parallel=3), decoding=Decoding()).check()
     with pytest.raises(ConfigError, match=r"model\.tensor_parallel=0"):
@@ -156,7 +156,3 @@ def test_indivisible_models_are_refused_before_loading(biased: Path) -> None:
         LlamaRunner(model=LlamaModel(path=str(biased), tensor_parallel=2), decoding=Decoding(), workers=2)
     with pytest.raises(ConfigError, match=r"model\.peft_path"):
         Engine.load(LlamaModel(path=str(biased), tensor_parallel=2, peft_path="x"), options())
-
-
-def _refuse(_: GenerationRequest, error: Exception) -> None:
-    raise error

@@ -13,7 +13,8 @@ from swe_infer.llama.drafting.files import SourceFile, rank_files
 from swe_infer.llama.drafting.patch_state import DiffStyle
 from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.drafting.words import WordIndex, split_words
-from swe_infer.types import DrafterKind
+from swe_infer.prompt_format import prose_in_prompt
+from swe_infer.types import DrafterKind, Prompt
 
 _MAX_ACTIVE = 8
 """Maximum unfinished outputs that a draft searches."""
@@ -23,15 +24,19 @@ _INDEXES = ("files", "paths", "corpus", "prompt_tokens", "output_tokens", "outpu
 
 @dataclass(frozen=True, slots=True)
 class DraftSource:
-    """The text that an output may copy from, whose files its patch is checked against.
+    """A prompt, and the files that its outputs may copy from and that their patches are checked against.
 
     Args:
-        prose: the prompt's text outside its files.
         files: path to content, read lazily.
     """
 
-    prose: str = ""
+    prompt: Prompt = Prompt(None, "")  # noqa: RUF009 - immutable
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prose(self) -> str:
+        """The prompt's text outside its files."""
+        return prose_in_prompt(self.prompt.text)
 
 
 NO_SOURCE = DraftSource()
