@@ -25,6 +25,8 @@ _SHOWS = frozenset(["--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help
 """Flags with which Hydra prints something instead of running the sweep."""
 _ELSEWHERE = frozenset(["ray", "submitit_slurm"])
 """Launchers whose workers may be on other machines."""
+_HYDRA_FOLDERS = frozenset(["hydra.run.dir", "hydra.output_subdir", "hydra.sweep.subdir"])
+_TRUE = frozenset(["true", "yes", "on", "1"])
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -63,6 +65,7 @@ def hydra_arguments(arguments: Sequence[str], config_dir: Path | None = None) ->
     flags = [a for a in arguments if a not in overrides]
     overrides = [_named_sweep(part) for override in overrides for part in _deployments(override)]
     overrides = quote_values(overrides, sweep=sweep)
+    _check_hydra_keys(overrides, sweep=sweep)
     overrides = _with_newest_preset(overrides)
     points, implied = _points(overrides, sweep), _implied_choices(overrides)
     if not sweep:
@@ -77,6 +80,18 @@ def hydra_arguments(arguments: Sequence[str], config_dir: Path | None = None) ->
         return [*flags, *result]
     result = [override for override in result if not override.startswith("hydra.sweep.dir=")]
     return [*flags, *result, f"hydra.sweep.dir={quote(directory)}"]
+
+
+def _check_hydra_keys(overrides: Sequence[str], *, sweep: bool) -> None:
+    """Refuses values of Hydra's own keys that would start another command than the user means."""
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in _HYDRA_FOLDERS and scheme_of(value := text_value(override) or "") is not None:
+            raise ConfigError(f"{key}={value}: must be a local folder; results are uploaded with output_dir={value}")
+        if key == "hydra.mode":
+            raise ConfigError(f"{key}={value}: a sweep is started with -m, and a single run without it")
+        if sweep and key == "hydra.job.chdir" and value.lower() in _TRUE:
+            raise ConfigError(f"{key}={value}: the runs of a sweep share the working directory; set output_dir")
 
 
 def _implied_choices(overrides: Sequence[str]) -> list[str]:

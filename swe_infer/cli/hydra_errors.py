@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+import traceback
 import typing
 from collections.abc import Mapping
 
@@ -16,6 +17,8 @@ from swe_infer.cli.extras import missing_extra
 from swe_infer.conf_files import groups, key_named, node_of, options_of, parameters_at, unknown_option
 
 _MOST_OPTIONS = 3
+_COPY_VARIABLES = (["_load_configuration_impl", "__getitem__"], ["_with_values", "__getitem__"])
+"""The last functions in Hydra's loader and in ours when a variable is read."""
 
 
 def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str:
@@ -33,6 +36,14 @@ def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     causes = [line.strip() for line in str(error.__cause__ or "").splitlines()[:1]]
     return " ".join([*lines[:2], *(c for c in causes if c and c not in text)]) or type(error).__name__
+
+
+def unset_variable(error: BaseException) -> str | None:
+    """An error line if a variable of ``hydra.job.env_copy``, which Hydra reads while it composes, is not set."""
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if not isinstance(error, KeyError) or frames[-2:] not in _COPY_VARIABLES:
+        return None
+    return f"hydra.job.env_copy: the environment variable {error.args[0]} is not set"
 
 
 def _unknown_key(error: BaseException) -> str:

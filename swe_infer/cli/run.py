@@ -25,7 +25,7 @@ from swe_infer.cli.arguments import hydra_arguments, mirror_of_sweep, sweep_dire
 from swe_infer.cli.command_line import remember_arguments
 from swe_infer.cli.config_loader import initialized_hydra
 from swe_infer.cli.extras import prepare_hydra
-from swe_infer.cli.hydra_errors import one_line
+from swe_infer.cli.hydra_errors import one_line, unset_variable
 from swe_infer.cli.quoting import quote
 from swe_infer.cli.study import PointFailed, is_search, objective_values
 from swe_infer.cli.sweep import report_sweep
@@ -70,8 +70,9 @@ def main() -> NoReturn:
         print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
         sys.exit(2)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported, with a traceback if the fault is ours
-        if isinstance(error, ValueError) and _from_hydra(error):
-            print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
+        line = one_line(error) if isinstance(error, ValueError) and _from_hydra(error) else unset_variable(error)
+        if line is not None:
+            print(f"error: {without_credentials(line)}", file=sys.stderr)
             sys.exit(2)
         task.abandon_waiting()
         sys.exit(_report_stopped_sweep(error))
@@ -159,6 +160,10 @@ def composed_run(overrides: Sequence[str], config_dir: Path | None = None) -> It
             if isinstance(error, ValueError) and not _from_hydra(error):
                 raise
             raise ConfigError(one_line(error)) from None
+        except KeyError as error:
+            if (line := unset_variable(error)) is None:
+                raise
+            raise ConfigError(line) from None
         finally:
             GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer
 

@@ -156,6 +156,31 @@ def test_other_features_of_hydra_still_work(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hydra.job.env_copy=[UNSET_NAME]"], "hydra.job.env_copy: the environment variable UNSET_NAME is not set"),
+        (["-m", "decoding.seed=1,2", "hydra.job.env_copy=[HOME,UNSET_NAME]"], "environment variable UNSET_NAME"),
+        (
+            ["hydra.run.dir=s3://b/x"],
+            "hydra.run.dir=s3://b/x: must be a local folder; results are uploaded with",
+        ),
+        (["++hydra.output_subdir='gs://b/x'"], "hydra.output_subdir=gs://b/x: must be a local folder"),
+        (["-m", "decoding.seed=1,2", "hydra.sweep.subdir=s3://b/x"], "hydra.sweep.subdir=s3://b/x: must be a local"),
+        (["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN: a sweep is started with -m"),
+        (["-m", "decoding.seed=1,2", "hydra.job.chdir=true"], "hydra.job.chdir=true: the runs of a sweep share"),
+    ],
+)
+def test_keys_of_hydra_that_cannot_be_followed_are_refused_in_one_line(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = swe_infer("dry_run=true", "tracker=none", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
     """Even with W&B: no process for it, no SDK, no engine, no tokenizer, no patch repair."""
     command = ["output_dir=run", "dataset.limit=1", "dataset.run_tests=false", "decoding.max_new_tokens=1"]

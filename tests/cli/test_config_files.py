@@ -76,6 +76,13 @@ def test_an_invalid_defaults_list_is_a_config_error(tmp_path: Path) -> None:
         pass
 
 
+def test_a_variable_that_is_not_set_is_a_config_error(tmp_path: Path) -> None:
+    named = pytest.raises(ConfigError, match="the environment variable UNSET_NAME is not set")
+    for folder in (None, tmp_path):  # with a folder of the user, Hydra's own loader composes
+        with named, composed_run(["hydra.job.env_copy=[UNSET_NAME]"], folder):
+            pass
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(RunMode))
 def test_the_cached_loader_gives_what_hydra_composes(mode: RunMode, tmp_path: Path) -> None:
