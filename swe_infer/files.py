@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import secrets
@@ -35,7 +36,9 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISDIR, "a directory"),
 )
-_TEMPORARY = ".{name}.{token}.new"
+_TEMPORARY = ".{token}.new"
+LONGEST_NAME = 255
+"""Bytes of a file name, on almost every file system."""
 
 
 def special_kind(mode: int) -> str | None:
@@ -95,6 +98,16 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     return content
 
 
+def hidden_beside(path: Path, ending: str) -> Path:
+    """The path of a hidden file or folder beside ``path``: its name is that of ``path`` and ``ending``. If that is
+    longer than file systems permit, a hash replaces the end of the former."""
+    name, room = os.fsencode(path.name), LONGEST_NAME - len(f".{ending}")
+    if len(name) > room:
+        digest = hashlib.blake2b(name, digest_size=8).hexdigest()
+        name = name[: room - len(digest)].decode("utf-8", "ignore").encode() + digest.encode()
+    return path.with_name(f".{os.fsdecode(name)}{ending}")
+
+
 def create_beside(path: Path) -> tuple[int, Path]:
     """Create a file beside ``path`` with an unpredictable name, to replace ``path`` later.
 
@@ -104,7 +117,7 @@ def create_beside(path: Path) -> tuple[int, Path]:
     Raises:
         OSError: it cannot be created.
     """
-    new = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(6)))
+    new = hidden_beside(path, _TEMPORARY.format(token=secrets.token_hex(6)))
     try:
         return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), new
     except KeyboardInterrupt:  # also right after the creation, when the caller does not know the path yet
@@ -114,7 +127,7 @@ def create_beside(path: Path) -> tuple[int, Path]:
 
 def remove_leftovers(directory: Path) -> None:
     """Remove files of :func:`create_beside` that killed processes left. The caller must have locked the directory."""
-    for path in directory.glob(_TEMPORARY.format(name="*", token="????????????")):
+    for path in directory.glob(f".*{_TEMPORARY.format(token='????????????')}"):
         path.unlink(missing_ok=True)
 
 

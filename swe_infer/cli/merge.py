@@ -20,7 +20,7 @@ from swe_infer import config
 from swe_infer.compare.prompts import recorded_selector
 from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.evaluate.evaluable import evaluated_figures
-from swe_infer.files import write_atomically
+from swe_infer.files import hidden_beside, write_atomically
 from swe_infer.harnesses import benchmark_of
 from swe_infer.locks import locks_of
 from swe_infer.remote.paths import message_of
@@ -182,7 +182,7 @@ def _whole(out: Path) -> Iterator[Path]:
     Raises:
         StoreError: it cannot be written.
     """
-    parts = out.absolute().with_name(f".{out.name}.parts")
+    parts = hidden_beside(out.absolute(), ".parts")
     try:
         shutil.rmtree(parts, ignore_errors=True)  # left by a killed process
         parts.mkdir(parents=True)

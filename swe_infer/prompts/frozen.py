@@ -18,7 +18,7 @@ from swe_infer.context.base import Shown
 from swe_infer.context.gold import gold_changes
 from swe_infer.context.repository import MOST_COUNTED
 from swe_infer.errors import DataError, StoreError
-from swe_infer.files import open_regular, read_regular, write_atomically, write_whole
+from swe_infer.files import hidden_beside, open_regular, read_regular, write_atomically, write_whole
 from swe_infer.instance_files import FILES_COLUMN, files_of
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
@@ -147,7 +147,7 @@ class PromptLines:
         self.digests: dict[str, str] = {}
         """SHA-256 of a few prompts, by ``instance_id``."""
         self.label = label
-        self.folder = out.with_name(f".{out.name}.swe_infer")
+        self.folder = hidden_beside(out, ".swe_infer")
         self.path = out if direct else self.folder / "prompts.jsonl"
         self._rules_path = self.folder / "rules.json"
         self._figures_path = self.folder / "figures.jsonl"

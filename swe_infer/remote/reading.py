@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from swe_infer.errors import ConfigError, RemoteStoreError
-from swe_infer.files import open_regular
+from swe_infer.files import LONGEST_NAME, open_regular
 from swe_infer.locks import process_in
 from swe_infer.remote.files import fetch_files, is_current, mirrored_files
 from swe_infer.remote.manifest import (
@@ -97,6 +97,8 @@ def dataset_path(text: str, key: str) -> Path:
     head, _, name = url.rpartition("/")
     if head.endswith("/") or _PATTERN & set(head):
         raise ConfigError(f"{key}={url}: names no file or folder in a bucket, or has a pattern before its last part")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"{key}={url}: its last part has more than {LONGEST_NAME} bytes, as no file name has")
     place, store = cached_path(url, "remote_files"), Store(head)
     with _locked(place), naming(f"{key}={url}"):
         if _PATTERN & set(name):

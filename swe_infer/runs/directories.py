@@ -17,7 +17,7 @@ from pathlib import Path
 from swe_infer.api.batch_journal import open_batches
 from swe_infer.api.sweep_ledgers import SWEEP_LEDGER
 from swe_infer.errors import ConfigError, StoreError, SweInferError
-from swe_infer.files import open_regular, sync_directory
+from swe_infer.files import hidden_beside, open_regular, sync_directory
 from swe_infer.locks import Locks, locks_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.fallback import fallback_lines
@@ -187,7 +187,7 @@ def _is_paid(directory: Path) -> bool:
 
 def _remove(directory: Path) -> None:
     """Removes a directory. It is renamed first, so that an interrupt leaves no half of a run."""
-    hidden = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.removed")
+    hidden = hidden_beside(directory, f".{secrets.token_hex(4)}.removed")
     os.rename(directory, hidden)
     shutil.rmtree(hidden)
 
@@ -240,7 +240,7 @@ def move_run(directory: Path, target: Path, sweeps: Iterable[Path] = ()) -> Path
 
 def _copy(directory: Path, target: Path) -> None:
     """Copies a run to another file system, under a hidden name until the copy is complete and on disk."""
-    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.moving")
+    new = hidden_beside(target, f".{secrets.token_hex(4)}.moving")
     try:
         shutil.copytree(
             directory, new, symlinks=True, ignore=lambda _, names: {layout.LOCK, layout.RESERVE} & set(names)

@@ -490,6 +490,8 @@ def test_files_and_plain_folders(tmp_path: Path, store: ObjectStore, monkeypatch
     assert [path.name for path in dataset_path("s3://bucket/data", "dataset.path").glob("*.jsonl")] == ["one.jsonl"]
     with pytest.raises(ConfigError, match=r"dataset\.path=s3://bucket/none: file not found"):
         dataset_path("s3://bucket/none", "dataset.path")
+    with pytest.raises(ConfigError, match=r"dataset\.path=s3://bucket/x+: its last part has more than 255 bytes"):
+        dataset_path(f"s3://bucket/{'x' * 256}", "dataset.path")
     assert plain_path(f"file://{tmp_path}") == tmp_path
 
     # A run directory that was copied into the store is read as it is, and goes on from there.
