@@ -1,4 +1,4 @@
-"""Handling of SIGINT and SIGTERM. Entry points import it first, so it imports nothing heavy.
+"""Handling of SIGINT, SIGTERM and SIGHUP. Entry points import it first, so it imports nothing heavy.
 
 The effect of a signal depends on what the command is doing:
 
@@ -7,7 +7,8 @@ The effect of a signal depends on what the command is doing:
 * Within :meth:`Interrupts.finishing` the first signal sets events, and requests in flight are finished. The second
   one raises KeyboardInterrupt, or calls the function of :meth:`Interrupts.second`.
 
-Each signal prints one line on standard error, and the exit status is 130.
+Each signal prints one line on standard error, and the exit status is 130. A closed terminal and its shell may send
+SIGHUP several times, so it has no effect after another signal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from swe_infer.standard_streams import output_error, prepare_streams
 
 INTERRUPTED = 130
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COLLECT_AFTER = (10_000, 10, 10)
 """For :func:`gc.set_threshold`: imports create many objects, of which few become garbage."""
 _UNWIND_S = 10.0
@@ -67,7 +68,7 @@ class Interrupts:
         """Install the handlers for the rest of the process. Only in the main thread."""
         atexit.register(_ignore_signals)  # registered first, so that it runs last
         sys.unraisablehook = _quiet(sys.unraisablehook)
-        for number in _SIGNALS:
+        for number in _handled_signals():
             signal.signal(number, self._handle)
         self._installed = self._owns_process = True
 
@@ -152,7 +153,7 @@ class Interrupts:
         if self._installed or threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._handle) for number in _handled_signals()}
         blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # see spare_children()
         self._installed = True
         try:
@@ -181,6 +182,8 @@ class Interrupts:
             stop.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self.count:
+            return
         self.count += 1
         if not self._scopes and not self._owns_process:
             raise KeyboardInterrupt  # in library use, between two blocks
@@ -252,6 +255,11 @@ def run_command(module: str, function: str = "main", *, stoppable: bool = True) 
         # dataclass, and would then end the process by SIGINT instead of an exit status. The next exec() clears it.
         exec("")
     sys.exit(status)
+
+
+def _handled_signals() -> list[signal.Signals]:
+    """All but an ignored SIGHUP: ``nohup`` lets a command outlive its terminal."""
+    return [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def _quiet(hook: Callable[[Any], Any]) -> Callable[[Any], None]:

@@ -1,4 +1,4 @@
-"""Starts processes that end with their parent, and in which SIGINT and SIGTERM are blocked."""
+"""Starts processes that end with their parent, and in which interrupts are blocked."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from multiprocessing.process import BaseProcess
 def start_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
     """Run ``target`` in a new process.
 
-    Terminals, Slurm and ``timeout`` send SIGINT and SIGTERM to every process of a command. Its children must
+    Terminals, Slurm and ``timeout`` send SIGINT, SIGTERM and SIGHUP to every process of a command. Its children must
     continue, so that it can finish requests in flight.
     """
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(target, *arguments), daemon=True)
     resource_tracker.ensure_running()  # its start unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         process.start()
     finally:

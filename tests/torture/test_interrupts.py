@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from benchmarks.torture.interrupts import KINDS, Trial, handles_signals
 from benchmarks.torture.place import ROOT, Process, forked, wait_until
 from tests.support import commands
 from tests.support.api_server import ApiServer
+from tests.support.instances import write_instances
 
 
 @pytest.fixture
@@ -47,6 +50,29 @@ def test_a_run_is_interrupted_again_and_again_and_pays_for_each_answer_once(
         trial.go_on(findings, allowed=3)
     assert findings.ok, findings
     assert findings.faults == 3
+
+
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="needs setsid of util-linux")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_loses_no_answer(ignored: bool, server: ApiServer, tmp_path: Path) -> None:
+    """The kernel sends SIGHUP to the run, and so does its shell. Under ``nohup`` the run goes on."""
+    data = write_instances(tmp_path / "instances.jsonl", 8)
+    command = [
+        "setsid", "--ctty", *["nohup"] * ignored, sys.executable, "-m", "swe_infer", "model=gpt-4o", "tracker=none",
+        f"provider.base_url={server.openai_url}", "provider.max_concurrency=3", "dataset=jsonl",
+        f"dataset.path={data}", "output_dir=run",
+    ]  # fmt: skip
+    terminal, its_end = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "key"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=its_end, stdout=its_end, stderr=its_end)
+    os.close(its_end)
+    wait_until(lambda: len(server.log.asked()) >= 2, process)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == (0 if ignored else 130)
+    answers = (tmp_path / "run" / "records.jsonl").read_text().count('"completed"')
+    assert answers == len(server.log.billed()) == len(server.log.asked())
+    assert (answers == 8) is ignored
 
 
 def test_an_interrupted_sweep_starts_no_further_job_even_if_the_current_one_finishes(
