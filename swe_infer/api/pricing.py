@@ -33,8 +33,9 @@ _HALF_PRICED_BATCHES = frozenset({"openai", "azure", "anthropic"})
 _FULLY_PRICED_BATCHES = frozenset({"together"})
 """Together bills batches of a few models at half, and of all others at the standard price, which is used for all
 (docs.together.ai/docs/inference/batch/overview)."""
-_STATES_BILL = frozenset({"openrouter"})
-"""Providers whose ``usage.cost`` is what they charge (openrouter.ai/docs/use-cases/usage-accounting)."""
+_STATES_BILL = frozenset({"openrouter", "x-ai"})
+"""Providers whose answers state what they charge (openrouter.ai/docs/use-cases/usage-accounting,
+docs.x.ai/developers/cost-tracking)."""
 _BASE_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on_demand", "scale", "batch"})
 """Service tiers at the base price: OpenAI's, Anthropic's, Groq's and Gemini's names of standard processing, and tiers
 whose capacity or discount is priced apart. ``auto`` in a request may be another tier."""
@@ -492,7 +493,7 @@ def _vendor_of(name: str, provider_id: str) -> str | None:
 
 def settled_usd(prices: PriceTable | None, usage: Usage, bill: Bill, at: datetime | None = None) -> Decimal | None:
     """What an answer cost; None if that is not known. A cost that the answer states counts if the provider charges
-    it (OpenRouter), or if there is no price.
+    it (OpenRouter, xAI), or if there is no price.
 
     Args:
         at: when the request was sent; None: now.

@@ -30,6 +30,7 @@ from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.together_batches import TogetherBatches
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import (
+    MAX_USD,
     Implausible,
     StreamChoice,
     Unreadable,
@@ -54,6 +55,7 @@ _BATCH_FORMS: Mapping[BatchForm, type[FileBatches]] = {
 }
 
 _MAX_CHOICES = 128
+_TICKS_PER_USD = 10**10
 
 _OTHER_FRAMING = 16
 """Difference in framing tokens of two messages between the APIs, at most; each has about ten."""
@@ -428,11 +430,15 @@ def openai_bill(body: Mapping[str, Any]) -> Bill:
     """What an answer of either OpenAI API states about its price.
 
     OpenRouter adds ``cost``, and with the user's own key what the vendor charges for it
-    (https://openrouter.ai/docs/use-cases/usage-accounting).
+    (https://openrouter.ai/docs/use-cases/usage-accounting). xAI adds ``cost_in_usd_ticks``
+    (https://docs.x.ai/developers/cost-tracking).
     """
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    usd, upstream = stated_dollars(usage.get("cost")), None
+    ticks, upstream = usage.get("cost_in_usd_ticks"), None
+    usd = stated_dollars(usage.get("cost"))
+    if usd is None and type(ticks) is int and 0 < ticks <= MAX_USD * _TICKS_PER_USD:
+        usd = Decimal(ticks) / _TICKS_PER_USD
     if usage.get("is_byok") is True and isinstance(details := usage.get("cost_details"), dict):
         upstream = stated_dollars(details.get("upstream_inference_cost"))
     if upstream is not None:

@@ -84,7 +84,7 @@ _MAX_TOKENS = 100_000_000
 """Largest plausible token count, ten times the largest context window."""
 _HIDDEN_TOKENS = 100_000
 """Tokens that a server may add to a prompt, or write in addition to the maximum (reasoning)."""
-_MAX_USD = 10_000
+MAX_USD = 10_000
 """Largest plausible cost of one request."""
 _COST_HEADER = "x-litellm-response-cost"
 """https://docs.litellm.ai/docs/proxy/response_headers"""
@@ -227,7 +227,7 @@ def stated_dollars(value: Any) -> Decimal | None:
         usd = Decimal(str(value)[:_LONGEST_NUMBER])
     except ArithmeticError:
         return None
-    return usd if usd.is_finite() and 0 < usd <= _MAX_USD else None
+    return usd if usd.is_finite() and 0 < usd <= MAX_USD else None
 
 
 def _is_plausible(usage: Usage, request: Request | None, choices: int) -> bool:

@@ -160,6 +160,10 @@ COSTS: list[tuple[dict[str, Any], str | None]] = [
     ({"cost": 0.95, "cost_details": {"upstream_inference_cost": 19}}, "0.95"),
     ({"cost": 0.95, "is_byok": True, "cost_details": {"upstream_inference_cost": 19}}, "19.95"),
     ({"cost": 3.25e-05}, "0.0000325"),
+    # xAI (docs.x.ai/developers/cost-tracking): 10,000,000,000 ticks are a dollar
+    ({"cost_in_usd_ticks": 37_756_000}, "0.0037756"),
+    ({"cost_in_usd_ticks": 0}, None), ({"cost_in_usd_ticks": -1}, None), ({"cost_in_usd_ticks": 10**19}, None),
+    ({"cost_in_usd_ticks": "37756000"}, None), ({"cost_in_usd_ticks": True}, None),
     ({"cost": 0}, None), ({"cost": -1}, None), ({"cost": "free"}, None), ({"cost": None}, None),
     ({"cost": float("nan")}, None), ({"cost": True}, None), ({"cost": 10**9}, None), ({"cost": "0.5"}, "0.5"),
 ]  # fmt: skip
@@ -182,7 +186,8 @@ def settled(usage: Any, headers: Mapping[str, str] | None = None, **options: Any
     outcomes = Outcomes()
     decoding = Decoding(max_new_tokens=64)
     with Server(Gateway) as server:
-        model = ApiModel(name="deepseek/deepseek-v4.1-flash", pricing=options.pop("pricing", None))
+        name = options.pop("model", "deepseek/deepseek-v4.1-flash")
+        model = ApiModel(name=name, pricing=options.pop("pricing", None))
         provider = OpenAIChat(name="gateway", base_url=f"{server.url}/v1", api_key_env=None, **options)
         api = ApiRunner(model=model, provider=provider, decoding=decoding)
         api.generate(requests(1, decoding=decoding), outcomes, threading.Event())
@@ -191,12 +196,14 @@ def settled(usage: Any, headers: Mapping[str, str] | None = None, **options: Any
     return outcome
 
 
-def test_a_stated_cost_is_the_bill_at_openrouter_and_elsewhere_only_without_a_price() -> None:
+def test_a_stated_cost_is_the_bill_at_openrouter_and_xai_and_elsewhere_only_without_a_price() -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cost": 0.0123}
     header = {"x-litellm-response-cost": "3.25e-05"}  # docs.litellm.ai/docs/proxy/response_headers
     bare = {**usage, "cost": None}
     cheap = Pricing(input_per_mtok=Decimal(1), output_per_mtok=Decimal(2))
+    ticks = {**bare, "cost_in_usd_ticks": 37_756_000}  # docs.x.ai/developers/cost-tracking
     cases: list[tuple[dict[str, Any], dict[str, str], dict[str, Any], Decimal | None, str | None]] = [
+        (ticks, {}, {"pricing_id": "x-ai", "model": "grok-4.7"}, Decimal("0.0037756"), "0.0037756"),
         (usage, {}, {"pricing_id": "openrouter"}, Decimal("0.0123"), "0.0123"),
         (usage, {}, {"pricing": "unknown"}, Decimal("0.0123"), "0.0123"),
         (usage, {}, {"pricing": cheap}, Decimal("0.00002"), "0.0123"),
