@@ -23,6 +23,7 @@ from swe_infer.providers.wire import (
     StreamChoice,
     Unreadable,
     checked_usage,
+    later_usage,
     named,
     optional_count,
     price_terms_of,
@@ -251,7 +252,7 @@ class AnthropicMessages(AnthropicBatches):
                     calls[index]["input"] += text
                 case {"type": "message_delta", "delta": dict(delta)} if whole is not None:
                     whole |= {key: value for key, value in delta.items() if value is not None}
-                    whole["usage"] = _later(whole.get("usage"), event.get("usage"))
+                    whole["usage"] = later_usage(whole.get("usage"), event.get("usage"))
                 case {"type": "message_stop"}:
                     is_done = True
                     break
@@ -276,15 +277,6 @@ def _is_known(event: Mapping[Any, Any]) -> bool:
     """Whether the delta of an event is ignored, such as one of thinking."""
     delta = event.get("delta")
     return isinstance(delta, dict) and isinstance(delta.get("type"), str) and delta["type"] != "text_delta"
-
-
-def _later(usage: Any, stated: Any) -> Any:
-    """The usage of a stream after an event with usage. Counts are cumulative; missing ones were in earlier events."""
-    if not stated:
-        return usage
-    if not isinstance(stated, dict) or not isinstance(usage, dict | None):
-        return stated
-    return {**(usage or {}), **{key: value for key, value in stated.items() if value is not None}}
 
 
 def _usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:

@@ -35,6 +35,7 @@ from swe_infer.providers.wire import (
     StreamChoice,
     Unreadable,
     checked_usage,
+    later_usage,
     named,
     optional_count,
     size_of,
@@ -295,11 +296,10 @@ class OpenAIChat(OpenAIProvider):
                 break
             if not isinstance(event, dict):
                 continue
-            whole |= {key: value for key, value in event.items() if key != "choices" and value not in (None, {})}
-            groq = event.get("x_groq")
-            for holder in (groq, *_dicts(event.get("choices"))):  # Groq, Moonshot
-                if isinstance(holder, dict) and holder.get("usage"):
-                    whole.setdefault("usage", holder["usage"])
+            whole |= {key: v for key, v in event.items() if key not in ("choices", "usage") and v not in (None, {})}
+            for holder in (event.get("x_groq"), *_dicts(event.get("choices")), event):  # Groq, Moonshot, others
+                if isinstance(holder, dict):
+                    whole["usage"] = later_usage(whole.get("usage"), holder.get("usage"))
             for choice in _dicts(event.get("choices")):
                 index = choice.get("index")
                 joined = choices.setdefault(index if type(index) is int else 0, _JoinedChoice())

@@ -218,6 +218,17 @@ def optional_count(counts: Any, *names: str) -> int:
     return 0 if counts is None else max(token_count(counts, name) for name in names)
 
 
+def later_usage(usage: Any, stated: Any) -> Any:
+    """The usage of a stream after an event with usage. Counts are cumulative, so a missing or zero one was stated
+    before: some servers count the prompt at the beginning alone, and others at the end alone."""
+    if not stated:
+        return usage
+    if not isinstance(stated, dict) or not isinstance(usage, dict | None):
+        return stated
+    usage = usage or {}
+    return usage | {key: value for key, value in stated.items() if value or not usage.get(key)}
+
+
 def stated_dollars(value: Any) -> Decimal | None:
     """A cost that a server states, a number or a text; None if it states none. Gateways send 0 for models whose price
     they do not know, so 0 is no statement."""

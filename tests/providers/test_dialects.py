@@ -223,6 +223,23 @@ def test_usage_is_found_where_servers_put_it_in_streams() -> None:
         assert "usage_estimated" not in answer.details
 
 
+def test_a_zero_in_a_later_usage_does_not_replace_a_count() -> None:
+    # sgl-project/sglang #20830: input_tokens=0 in message_delta, and #20678: in message_start
+    start, end = {"input_tokens": 7, "output_tokens": 1}, {"input_tokens": 0, "output_tokens": 2}
+    for first, last in ((start, end), ({**start, "input_tokens": 0}, {**end, "input_tokens": 7})):
+        events = MESSAGE_EVENTS.replace(json.dumps(MESSAGE["usage"]).encode(), json.dumps(first).encode())
+        events = events.replace(b'{"output_tokens": 2}', json.dumps(last).encode())
+        answer = ask(Recorded(events, SSE), "anthropic", stream="always")
+        assert (answer.usage.input_tokens, answer.usage.output_tokens) == (7, 2)
+        assert "usage_estimated" not in answer.details
+    # the same in OpenAI's format, where a chunk of zeros follows (atopos31/llmio #71)
+    zeros = dict.fromkeys(CHAT["usage"], 0)
+    for usages in ([CHAT["usage"], zeros], [zeros, CHAT["usage"]]):
+        chunks = [{"choices": [], "usage": usage} for usage in usages]
+        answer = ask(Recorded(sse(delta("PATCH"), delta(finish="stop"), *chunks, done=True), SSE), stream="always")
+        assert (answer.usage.input_tokens, answer.usage.output_tokens) == (7, 2)
+
+
 def test_bytes_that_are_not_utf_8_are_replaced() -> None:
     # openai/openai-python #1230: a token that is a part of a character; MoonshotAI/kimi-cli #2313
     events = CHAT_EVENTS.replace(b'"PAT"', b'"PAT\xe2\x80"')
