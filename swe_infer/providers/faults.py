@@ -24,7 +24,7 @@ from swe_infer.errors import (
     RequestError,
     TransientError,
 )
-from swe_infer.providers.headers import duration_s, rate_limits_of, request_id_of, retry_after_s
+from swe_infer.providers.headers import duration_s, rate_limits_of, request_id_of, reset_s, retry_after_s
 
 _LONGEST_MESSAGE = 300
 _DEEPEST = 8
@@ -355,7 +355,14 @@ def _details(body: Any) -> list[Any]:
 
 
 def _waits_s(body: Any, message: str) -> Iterator[float]:
-    """The waits in seconds that an error body states: Google's RetryInfo, and the message."""
+    """The waits in seconds that an error body states: Google's RetryInfo, the message, and OpenRouter's copy of
+    headers."""
+    error = _error_of(body)
+    metadata = error.get("metadata") if isinstance(error, dict) else None
+    copied = metadata.get("headers") if isinstance(metadata, dict) else None
+    reset = copied.get("X-RateLimit-Reset") if isinstance(copied, dict) else None
+    if isinstance(reset, str) and (wait := reset_s(reset, {})) is not None:
+        yield wait
     stated = [detail.get("retryDelay") for detail in _details(body) if isinstance(detail, dict)]
     match = _TRY_AGAIN.search(message)
     for text in (*stated, match and match[1]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from swe_infer.errors import RateLimits
@@ -21,6 +21,8 @@ _LONGEST = 200
 """Characters of a header that are read."""
 _LARGEST = 1e15
 """Larger numbers are ignored: no quota and no delay is as large."""
+_EPOCH_S, _EPOCH_MS = 1e9, 1e12
+"""A number of this size or more is a time since the epoch, in seconds or in milliseconds (gateways, OpenRouter)."""
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid", "x-litellm-call-id")
 
 
@@ -35,8 +37,22 @@ def duration_s(text: str | None) -> float | None:
     return _not_negative(text)
 
 
+def reset_s(text: str | None, headers: Mapping[str, str]) -> float | None:
+    """Seconds until a reset, which is a duration as :func:`duration_s` reads it, a time since the epoch, or a date as
+    in ISO 8601.
+
+    Args:
+        headers: with the server's time.
+    """
+    if text is None or (seconds := duration_s(text)) is None:
+        return None if text is None else _until(text.strip()[:_LONGEST], _server_time(headers))
+    if seconds < _EPOCH_S:
+        return seconds
+    return max(0.0, (seconds if seconds < _EPOCH_MS else seconds / 1000) - _server_time(headers))
+
+
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds from ``retry-after-ms``, or from ``retry-after`` in seconds or as an HTTP date.
+    """Seconds from ``retry-after-ms``, or from ``retry-after`` in seconds, as an HTTP date or since the epoch.
 
     None if there is no valid header. Never negative.
     """
@@ -47,9 +63,9 @@ def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float
     if text is None:
         return None
     seconds = _number(text)
-    if seconds is not None:
+    if seconds is not None and seconds < _EPOCH_S:
         return max(0.0, seconds)
-    date = _timestamp(text)
+    date = _timestamp(text) if seconds is None else seconds if seconds < _EPOCH_MS else seconds / 1000
     if date is None:
         return None
     return max(0.0, date - (_server_time(headers) if now is None else now))
@@ -84,13 +100,13 @@ def _openai_limits(headers: Mapping[str, str], names: Sequence[str]) -> tuple[in
     for name in names:
         if (limit := _count(headers.get(f"x-ratelimit-limit-{name}"))) is not None:
             remaining = _count(headers.get(f"x-ratelimit-remaining-{name}"))
-            return limit, remaining, duration_s(headers.get(f"x-ratelimit-reset-{name}"))
+            return limit, remaining, reset_s(headers.get(f"x-ratelimit-reset-{name}"), headers)
     if names is _TOKENS:  # Mistral's earlier form
         limit = _count(headers.get("x-ratelimitbysize-limit-minute"))
         remaining = _count(headers.get("x-ratelimitbysize-remaining-minute"))
-        return limit, remaining, duration_s(headers.get("ratelimitbysize-reset"))
+        return limit, remaining, reset_s(headers.get("ratelimitbysize-reset"), headers)
     remaining = _count(headers.get(f"x-ratelimit-remaining-{names[0]}"))
-    return None, remaining, duration_s(headers.get(f"x-ratelimit-reset-{names[0]}"))
+    return None, remaining, reset_s(headers.get(f"x-ratelimit-reset-{names[0]}"), headers)
 
 
 def _anthropic_limits(headers: Mapping[str, str]) -> RateLimits:
@@ -128,7 +144,8 @@ def _until(rfc3339: str | None, now: float) -> float | None:
     if rfc3339 is None:
         return None
     try:
-        return max(0.0, datetime.fromisoformat(rfc3339).timestamp() - now)
+        date = datetime.fromisoformat(rfc3339)
+        return max(0.0, (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp() - now)
     except (ValueError, OverflowError, OSError):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import time
 from typing import Any
 
 import pytest
@@ -184,6 +185,26 @@ def test_a_wait_in_the_message_counts_where_the_headers_are_silent() -> None:
     told = of(429, body, {"retry-after-ms": "20"})
     assert isinstance(told, RateLimited)
     assert told.retry_after_s == 0.02
+
+
+def test_the_reset_that_openrouter_states_in_the_body_is_a_wait() -> None:
+    # Gitlawb/openclaude #936: a time in milliseconds
+    headers = {
+        "X-RateLimit-Limit": "20",
+        "X-RateLimit-Remaining": "0",
+        "X-RateLimit-Reset": f"{(time() + 40) * 1000:.0f}",
+    }
+    body = {
+        "error": {
+            "message": "Rate limit exceeded: free-models-per-min.",
+            "code": 429,
+            "metadata": {"headers": headers},
+        }
+    }
+    error = of(429, body)
+    assert type(error) is RateLimited
+    assert error.retry_after_s is not None
+    assert 30 < error.retry_after_s < 41
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def test_durations_are_read_in_each_form(text: str | None, seconds: float | None
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": formatdate(NOW + 30, usegmt=True)}, 30.0),
         ({"retry-after": formatdate(NOW - 30, usegmt=True)}, 0.0),
+        ({"retry-after": f"{NOW + 20:.0f}"}, 20.0),
+        ({"retry-after": f"{(NOW + 20) * 1000:.0f}"}, 20.0),
         ({"retry-after": "later"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after-ms": "many", "retry-after": "2"}, 2.0),
@@ -71,6 +73,28 @@ def test_openai_quotas() -> None:
         "x-ratelimit-reset-tokens": "6m0s",
     }
     assert rate_limits_of(headers) == RateLimits(10_000, 9_999, 0.006, 30_000_000, 29_999_000, 360.0)
+
+
+@pytest.mark.parametrize(
+    ("reset", "seconds"),
+    [
+        # not only a duration, as OpenAI's: gateways state a time in seconds, milliseconds (OpenRouter) or as a date
+        ("1800000030", 30.0),
+        ("1800000030.5", 30.5),
+        ("1800000030000", 30.0),
+        ("1799999990", 0.0),
+        ("2027-01-15T08:00:30Z", 30.0),
+        ("2027-01-15T08:00:30.500000+00:00", 30.5),
+        ("2027-01-15T08:00:30", 30.0),
+        ("999999999", 999_999_999.0),
+        ("tomorrow", None),
+    ],
+)
+def test_a_reset_may_be_a_time(reset: str, seconds: float | None) -> None:
+    limits = {"x-ratelimit-limit-requests": "60", "x-ratelimit-limit-tokens": "9000"}
+    resets = {"x-ratelimit-reset-requests": reset, "x-ratelimit-reset-tokens": reset}
+    stated = rate_limits_of({"date": formatdate(NOW, usegmt=True), **limits, **resets})
+    assert stated.reset_requests_s == stated.reset_tokens_s == seconds
 
 
 @pytest.mark.parametrize(
