@@ -39,7 +39,7 @@ _WITHOUT_FORMER_KEYS = 1
 
 _SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL, answer TEXT NOT NULL
-) WITHOUT ROWID"""
+)"""
 
 
 @dataclass(frozen=True, slots=True)
