@@ -221,6 +221,8 @@ class PredictionFiles:
         self._selector = selector
         self._samples = samples
         self._files = OpenFiles(buffering=0)
+        self._paths: dict[str, Path] = {}
+        """By name: joining paths takes longer than writing a line."""
         self._late: list[tuple[Key, bytes, bytes]] = []
         """Keys and lines that are not written yet, and with several samples digests."""
         self._answers: dict[str, dict[int, _Answer]] = {}
@@ -335,7 +337,10 @@ class PredictionFiles:
                 raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
 
     def _path(self, sample: int) -> Path:
-        return self._directory / layout.predictions_name(sample, several=self.several)
+        name = layout.predictions_name(sample, several=self.several)
+        if (path := self._paths.get(name)) is None:
+            path = self._paths[name] = self._directory / name
+        return path
 
     def _write_late(self) -> None:
         while self._late:
