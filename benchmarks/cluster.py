@@ -34,7 +34,7 @@ from tests.support.ray_cluster import TwoNodes
 ROOT = Path(__file__).resolve().parent.parent
 _FATAL = 1_000_000
 """Number of the instance that ends engines."""
-_ANSWERED = re.compile(r"answered \(\d+, \(\d+, '([^']+)', 0\)\)")
+_ANSWERED = re.compile(r"answered \(\d+, '([^']+)', 0\)")
 _LOST = re.compile(r"; its (\d+) requests go to")
 _JUST_BEFORE_S = 0.5
 """A lost node may not have recorded an answer sent this shortly before."""

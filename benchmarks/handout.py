@@ -162,7 +162,7 @@ def assign(waiting: deque[GenerationRequest], engines: Sequence[TimedEngine]) ->
     workers = [engine.worker for engine in engines]
     while waiting and (worker := choose_worker(workers, waiting[0], _OPTIONS)) is not None:
         request, engine = waiting.popleft(), engines[workers.index(worker)]
-        worker.assign(request, request.key)
+        worker.assign(request)
         worker.commands.clear()  # they are sent at once
         if not engine.has_work:
             engine.now = max(engine.now, now)

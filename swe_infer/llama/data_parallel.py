@@ -8,7 +8,6 @@ here for the first engine with capacity, so that a slow engine delays nothing th
 
 from __future__ import annotations
 
-import itertools
 import logging
 import pickle
 import queue
@@ -16,10 +15,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.config import read_config, read_generation_defaults
@@ -29,7 +27,6 @@ from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.sequence import GenerationRequest, OnRejected, RequestOutput
 from swe_infer.llama.stats import merged_figures
 from swe_infer.llama.tokenizer import LlamaTokenizer
-from swe_infer.ray_connection import ray_error_line
 from swe_infer.types import Failure, LlamaModel, Skip
 
 _log = logging.getLogger(__name__)
@@ -45,13 +42,13 @@ class WorkerDied(SweInferError):
     """An engine ended unexpectedly. Running the same command again answers the remaining requests."""
 
 
-@dataclass(slots=True)
-class Report:
-    """What an engine has done since its last report. Requests dropped after a stop have the result None."""
+class Report(NamedTuple):
+    """What an engine has done since its last report."""
 
-    results: list[tuple[Hashable, RequestOutput | Failure | Skip | None]] = field(default_factory=list)
-    unstarted: int = 0  # number of requests that it has not started
-    figures: Mapping[str, float] = field(default_factory=dict)
+    results: list[tuple[Hashable, RequestOutput | Failure | Skip]]
+    unstarted: int  # number of requests that it has not started
+    busy: bool  # whether it has any request
+    figures: Mapping[str, float]
 
 
 class Worker:
@@ -61,11 +58,11 @@ class Worker:
     ready = False  # whether it has loaded
     answered = False  # whether it has answered any request
     losses = 0  # since its last answer
-    waits = True  # whether its thread waits for it, since waited_s and for timeout_s at most
-    waited_s, timeout_s = 0.0, inf
+    waits, waited_s = False, -inf  # whether a call is running, and for how long, up to a timeout
     figures: Mapping[str, float] | None = None
 
     dumps = staticmethod(pickle.dumps)  # of commands
+    describe: Callable[[Exception], str] = staticmethod(str)  # an error of start or call
     start: Callable[[], str]  # starts it in a new process, and returns its name once the process exists
     call: Callable[[bytes], bytes]  # sends commands to process_worker.serve there; any error means that it ended
     kill: Callable[[bool], None]  # ends the process, even if it hangs, and for good unless the argument is True
@@ -74,24 +71,23 @@ class Worker:
         self.calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.clear()
 
-    def run(self, replies: queue.SimpleQueue[tuple[Worker, Any]], stall_timeout_s: float) -> None:
+    def run(self, replies: queue.SimpleQueue[tuple[Worker, Any]]) -> None:
         """Start the engine and pass calls on. An empty call starts it again."""
         while True:
             try:
-                self.name = self.start()
-                self.waited_s, self.timeout_s = 0.0, _LOAD_TIMEOUT * stall_timeout_s
+                self.name, self.waited_s = self.start(), 0.0
                 commands = pickle.dumps([])
                 while commands:
                     replies.put((self, pickle.loads(self.call(commands))))
                     commands = self.calls.get()
             except Exception as error:  # noqa: BLE001 - other engines continue
-                replies.put((self, WorkerDied(ray_error_line(error))))
+                replies.put((self, WorkerDied(self.describe(error))))
                 self.calls.get()
 
     def clear(self) -> None:
         """Forget all requests."""
         self.outstanding: dict[Hashable, GenerationRequest] = {}
-        self.queued: deque[int] = deque()  # prompt tokens of the last requests, which it has not started
+        self.queued: list[int] = []  # prompt tokens of the last requests, which it has not started
         self.alone = False  # whether its request must not share it
         self.last: GenerationRequest | None = None
         self.commands: list[tuple[str, Any]] = []  # of the next call
@@ -100,18 +96,17 @@ class Worker:
         """Whether the last request had the same prompt."""
         return self.last is not None and self.last.has_prompt_of(request)
 
-    def assign(self, request: GenerationRequest, key: Hashable, *, alone: bool = False) -> None:
+    def assign(self, request: GenerationRequest, *, alone: bool = False) -> None:
         """Assign ``request``. Samples of a prompt share a source, which is sent once."""
-        self.outstanding[key] = request
+        self.outstanding[request.key] = request
         self.queued.append(1 if self.has_prompt_of(request) else request.estimated_tokens)
         source = None if self.last is not None and self.last.source is request.source else request.source
         self.alone, self.last = alone, request
-        self.commands.append(("add", (replace(request, key=key, source=NO_SOURCE), source)))
+        self.commands.append(("add", (replace(request, source=NO_SOURCE), source)))
 
     def keep_queued(self, unstarted: int) -> None:
-        """Update the queue from a report, which does not cover the commands of the next call."""
-        while len(self.queued) > unstarted + len(self.commands):
-            self.queued.popleft()
+        """Forget the prompts that it has started, all but the last ``unstarted``."""
+        del self.queued[: -unstarted or None]
 
 
 def choose_worker(workers: Sequence[Worker], request: GenerationRequest, options: EngineOptions) -> Worker | None:
@@ -120,7 +115,7 @@ def choose_worker(workers: Sequence[Worker], request: GenerationRequest, options
     Samples of a prompt go to the worker of the first one, whose prefix cache has the prompt, unless that worker is
     full while another is idle. Otherwise the worker with the fewest requests is chosen.
     """
-    free = [w for w in workers if len(w.outstanding) < (1 if w.alone else options.max_sequences)]
+    free = [w for w in workers if not w.waits and len(w.outstanding) < (1 if w.alone else options.max_sequences)]
     if same_prompt := [worker for worker in workers if worker.has_prompt_of(request)]:
         return next((w for w in free if w in same_prompt or not w.outstanding), None)
     free = [worker for worker in free if sum(worker.queued) < _STEPS_AHEAD * options.max_batch_tokens]
@@ -131,16 +126,14 @@ class DataParallelEngine:
     """Several engines as one. It is ready when the first one is; the others join.
 
     Args:
-        new_workers: called every few seconds; returns workers to add.
+        new_workers: asked every few seconds for workers to add.
 
     Raises:
         CheckpointError, ConfigError: from ``Engine.load`` in the first worker that reported.
         WorkerDied: no worker started.
     """
 
-    def __init__(
-        self, model: LlamaModel, options: EngineOptions, new_workers: Callable[[], Iterable[Worker]]
-    ) -> None:
+    def __init__(self, model: LlamaModel, options: EngineOptions, new_workers: Iterator[Iterable[Worker]]) -> None:
         self.options = options
         self.usable = True  # whether each engine runs or is being started
         self._new_workers = new_workers
@@ -149,7 +142,6 @@ class DataParallelEngine:
         self._losses: Counter[Hashable] = Counter()
         self._waiting: deque[GenerationRequest] = deque()
         self._alone: deque[GenerationRequest] = deque()
-        self._numbers = itertools.count()
         self._polled = self._look_at = 0.0
         try:
             directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
@@ -185,17 +177,15 @@ class DataParallelEngine:
         while True:
             if not stopped and (stopped := stop is not None and stop.is_set()):
                 for worker in self.workers:
-                    worker.commands.append(("stop", None))
+                    worker.commands.append(("drop_unstarted", None))
             if not stopped:
                 self._assign_requests(source)
             self._send_commands()
-            if answers:  # engines work while the caller handles these
-                yield from answers
-                answers = []
-            elif any(worker.outstanding for worker in self._all) or (not stopped and (self._waiting or self._alone)):
-                answers = self._poll()
-            else:
+            yield from answers  # while engines work
+            waiting = not stopped and (self._waiting or self._alone)
+            if not (waiting or any(worker.outstanding for worker in self._all)):
                 return
+            answers = self._poll()
 
     def _assign_requests(self, source: Iterator[GenerationRequest]) -> None:
         """Assign requests while workers have capacity. Those that must be alone run on an idle one that has answered
@@ -204,58 +194,50 @@ class DataParallelEngine:
         while True:
             if not self._waiting and (request := next(source, None)) is not None:
                 self._waiting.append(request)
-            worker = max((w for w in workers if not w.outstanding), key=lambda w: w.answered, default=None)
-            untried = not self._waiting and not any(w.answered for w in workers)
-            alone = bool(self._alone and worker and (worker.answered or untried))
-            if not alone:
-                worker = choose_worker(workers, self._waiting[0], self.options) if self._waiting else None
-            if worker is None:
+            tried = [w for w in workers if w.answered] or ([] if self._waiting else workers)
+            idle = next((w for w in tried if not (w.outstanding or w.waits)), None)
+            if self._alone and idle is not None:
+                idle.assign(self._alone.popleft(), alone=True)
+            elif self._waiting and (worker := choose_worker(workers, self._waiting[0], self.options)) is not None:
+                worker.assign(self._waiting.popleft())
+            else:
                 return
-            request = (self._alone if alone else self._waiting).popleft()
-            key = next(self._numbers), request.key  # late answers have other numbers
-            worker.assign(request, key, alone=alone)
 
     def _send_commands(self) -> None:
         """Call workers. Raises ConfigError if a drafter cannot be pickled."""
         for worker in self._all:
             if not worker.waits and (worker.commands or worker.outstanding):
-                commands, worker.commands = worker.commands, []
                 try:
-                    worker.calls.put(worker.dumps(commands))
+                    worker.calls.put(worker.dumps(worker.commands))
                 except (AttributeError, TypeError, pickle.PicklingError) as error:
-                    raise ConfigError(
-                        f"decoding.drafter: several engines need one that can be pickled: {error}"
-                    ) from error
-                worker.waits, worker.waited_s, worker.timeout_s = True, 0.0, self.options.stall_timeout_s
+                    why = f"decoding.drafter: several engines need one that can be pickled: {error}"
+                    raise ConfigError(why) from error
+                worker.commands, worker.waits, worker.waited_s = [], True, 0.0
 
     def _poll(self) -> list[RequestOutput]:
-        """Handle the reports of workers, after a short timeout at most. Returns the answers."""
-        now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + _NEW_WORKERS_INTERVAL_S
-            for worker in self._new_workers():
-                self._all.append(worker)
-                arguments = (self._replies, self.options.stall_timeout_s)
-                threading.Thread(target=worker.run, args=arguments, daemon=True).start()
-        answers: list[RequestOutput] = []
-        with suppress(queue.Empty):
-            worker, reply = self._replies.get(timeout=_POLL_S)
-            while True:
-                worker.waits, worker.timeout_s = False, inf
-                if isinstance(reply, Report):
-                    answers += self._handle_report(worker, reply)
-                else:
-                    self._handle_error(worker, reply)
-                worker, reply = self._replies.get_nowait()
+        """Handle the next report, if one comes soon. Returns its answers."""
         now = time.monotonic()
         elapsed, self._polled = min(now - self._polled, 1.0), now  # a longer pause was one of this process
+        if now >= self._look_at:
+            self._look_at = now + _NEW_WORKERS_INTERVAL_S
+            for worker in next(self._new_workers, ()):
+                self._all.append(worker)
+                threading.Thread(target=worker.run, args=(self._replies,), daemon=True).start()
         for worker in self._all:
             worker.waited_s += elapsed
-            if worker.waited_s > worker.timeout_s:
-                _log.warning("%s is killed after %g s without a report", worker.name, worker.timeout_s)
-                worker.timeout_s = inf
+            if worker.waited_s > self.options.stall_timeout_s * (1 if worker.ready else _LOAD_TIMEOUT):
+                _log.warning("%s is killed after %.3g s without a report", worker.name, worker.waited_s)
+                worker.waited_s = -inf
                 worker.kill(True)
-        return answers
+        try:
+            worker, reply = self._replies.get(timeout=_POLL_S)
+        except queue.Empty:
+            return []
+        worker.waits, worker.waited_s = False, -inf
+        if isinstance(reply, Report):
+            return self._handle_report(worker, reply)
+        self._handle_error(worker, reply)
+        return []
 
     def _handle_report(self, worker: Worker, report: Report) -> list[RequestOutput]:
         if not worker.ready:
@@ -270,8 +252,10 @@ class DataParallelEngine:
                 worker.losses, worker.answered = 0, True
                 if request is not None:
                     answers.append(replace(result, request=request))
-            elif request is not None and result is not None:
+            elif request is not None:
                 self._on_rejected(request, result)
+        if not report.busy:
+            worker.outstanding.clear()  # dropped after a stop
         return answers
 
     def _handle_error(self, worker: Worker, error: Exception) -> None:

@@ -6,9 +6,11 @@ import dataclasses
 import logging
 import pickle
 import time
+from collections.abc import Hashable
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.process import BaseProcess
+from threading import Lock
 
 import torch
 
@@ -17,10 +19,10 @@ from swe_infer.llama.child_process import start_child
 from swe_infer.llama.data_parallel import DataParallelEngine, Report, Worker, WorkerDied
 from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import Engine, EngineOptions, threads_for
-from swe_infer.llama.sequence import GenerationRequest
+from swe_infer.llama.sequence import GenerationRequest, RequestOutput
 from swe_infer.llama.stopping import StopParams
 from swe_infer.text import first_line
-from swe_infer.types import LlamaModel
+from swe_infer.types import Failure, LlamaModel, Skip
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +39,7 @@ def process_engines(model: LlamaModel, options: EngineOptions, devices: list[str
         raise ConfigError(f"runner.workers={len(devices)}: engines that share a GPU need runner.kv_cache_gb")
     threads = max(1, torch.get_num_threads() // len(devices))
     workers = [ProcessWorker(dataclasses.replace(model, device=device), options, threads) for device in devices]
-    to_add = iter([workers])
-    return DataParallelEngine(model, options, lambda: next(to_add, []))
+    return DataParallelEngine(model, options, iter([workers]))
 
 
 class ProcessWorker(Worker):
@@ -50,6 +51,7 @@ class ProcessWorker(Worker):
     def __init__(self, model: LlamaModel, options: EngineOptions, threads: int) -> None:
         super().__init__()
         self._arguments = (model, options, threads)
+        self._ending = Lock()  # two threads that wait for a process might both miss its exit code
 
     def start(self) -> str:
         self.kill()
@@ -72,8 +74,9 @@ class ProcessWorker(Worker):
     def kill(self, restarts: bool = True) -> None:
         self._given_up |= not restarts
         if self.process is not None:
-            self.process.kill()
-            self.process.join()
+            with self._ending:
+                self.process.kill()
+                self.process.join()
 
 
 def exchange(pipe: Connection, commands: bytes) -> bytes:
@@ -87,8 +90,8 @@ def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: 
     """Load an engine, and alternate between calls and steps.
 
     A call is a list of commands: ``("add", (request, source))``, where the source is None if it is that of the last
-    request; ``("stop", None)``, which drops requests that have not started; or a method of the engine. The answer to
-    it is a report, or the error that ends the engine. It comes when there is something to report.
+    request, or ``(name, None)`` for a method of the engine. The answer to it is a report, or the error that ends the
+    engine. It comes when there is something to report.
 
     Args:
         threads: of an engine on a CPU.
@@ -114,40 +117,36 @@ def _answer(pipe: Connection, answer: Report | Exception) -> None:
 
 def serve_engine(pipe: Connection, engine: Engine) -> None:
     """See :func:`serve`. Returns when the parent has closed the pipe."""
-    source = NO_SOURCE
-    report, called, due = Report(), False, 0.0
+    source, called, due, reported = NO_SOURCE, False, 0.0, 0
+    results: list[tuple[Hashable, RequestOutput | Failure | Skip]] = []
     while True:
         if not called and (pipe.poll() or not engine.busy):
             try:
                 pickled = pipe.recv_bytes()
             except (EOFError, OSError):
                 return
-            called, due = True, time.monotonic() + _REPORT_INTERVAL_S
             try:
                 commands = pickle.loads(pickled)
             except Exception as error:  # noqa: BLE001 - a drafter's module may raise anything
-                commands, called = [], False
                 why = f"decoding.drafter: an engine cannot load it: {type(error).__name__}: {first_line(error)}"
                 _answer(pipe, ConfigError(why))
-            for kind, content in commands:
-                due = 0.0
-                if kind == "add":
-                    request, own_source = content
+                continue
+            called, due = True, 0.0 if commands else time.monotonic() + _REPORT_INTERVAL_S
+            for method, argument in commands:
+                if method == "add":
+                    request, own_source = argument
                     source = source if own_source is None else own_source
                     engine.add_request(dataclasses.replace(request, source=source))
-                elif kind == "stop":
-                    report.results += [(request.key, None) for request in engine.unstarted]
-                    engine.drop_unstarted()
                 else:
-                    getattr(engine, kind)()
+                    results = [] if method == "abandon" else results
+                    getattr(engine, method)()
         for answer in engine.step():
             key = answer.request.key
             _log.info("answered %s with %d tokens", key, len(answer.token_ids))
             bare = GenerationRequest(key, (), StopParams(0))  # the parent has the prompt
-            report.results.append((key, dataclasses.replace(answer, request=bare)))
-        report.results += [(request.key, why) for request, why in engine.take_rejected()]
+            results.append((key, dataclasses.replace(answer, request=bare)))
+        results += [(request.key, why) for request, why in engine.take_rejected()]
         unstarted = len(engine.unstarted)
-        changed = report.results or unstarted != report.unstarted or not engine.busy
-        if called and (changed or time.monotonic() >= due):
-            _answer(pipe, Report(report.results, unstarted, engine.figures()))
-            report, called = Report(unstarted=unstarted), False
+        if called and (results or unstarted != reported or not engine.busy or time.monotonic() >= due):
+            _answer(pipe, Report(results, unstarted, engine.busy, engine.figures()))
+            results, reported, called = [], unstarted, False

@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing import Pipe
 from threading import Thread
@@ -22,6 +22,7 @@ from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.data_parallel import DataParallelEngine, Worker
 from swe_infer.llama.engine import EngineOptions
 from swe_infer.llama.process_worker import exchange, serve
+from swe_infer.ray_connection import ray_error_line
 from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
@@ -50,22 +51,22 @@ def ray_engines(
         )
     resources = {"num_cpus": cluster.cpus, "num_gpus": gpus}
     actor = ray.remote(**resources, max_restarts=-1, scheduling_strategy="SPREAD")(EngineActor)
-    run, arguments = uuid.uuid4().hex[:6], (os.getcwd(), server, model, options, max(1, int(cluster.cpus)))
-    created: list[RayWorker] = []
-    checks = itertools.count(1)
+    arguments = os.getcwd(), server, model, options, max(1, int(cluster.cpus))
+    prefix = f"{model.label} {uuid.uuid4().hex[:6]} engine"
 
-    def new_workers() -> list[RayWorker]:
+    def new_workers() -> Iterator[list[RayWorker]]:
         """Workers for nodes that were added. Those of lost nodes wait for new ones."""
-        if next(checks) % 6 == 0 and not any(worker.ready for worker in created):
-            free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-            _log.warning("no engine is ready: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
-        numbers = range(len(created), options.workers or cluster.engines_that_fit(gpus))
-        names = [f"{model.label} {run} engine {number}" for number in numbers]
-        new = [RayWorker(name, actor.options(name=name).remote(*arguments)) for name in names]
-        created.extend(new)
-        return new
+        created: list[RayWorker] = []
+        for check in itertools.count(1):
+            numbers = range(len(created), options.workers or cluster.engines_that_fit(gpus))
+            new = [RayWorker(actor.options(name=f"{prefix} {number}").remote(*arguments)) for number in numbers]
+            created += new
+            yield new
+            if check % 6 == 0 and not any(worker.ready for worker in created):
+                free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
+                _log.warning("no engine is ready: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
 
-    return DataParallelEngine(model, options, new_workers)
+    return DataParallelEngine(model, options, new_workers())
 
 
 class EngineActor:
@@ -97,10 +98,11 @@ class RayWorker(Worker):
     """An engine in an actor, which Ray restarts."""
 
     dumps = staticmethod(ray.cloudpickle.dumps)  # drafters that are defined in the main program, too
+    describe = staticmethod(ray_error_line)
 
-    def __init__(self, name: str, actor: Any) -> None:
+    def __init__(self, actor: Any) -> None:
         super().__init__()
-        self.name, self._actor = name, actor
+        self._actor = actor
 
     # Futures, since a thread that waits within Ray can crash the process at its end.
 

@@ -70,7 +70,7 @@ def thread_worker(
             with suppress(ImportError):  # of a drafter
                 sent = pickle.loads(commands)
                 self.sent += sent
-                added = [content[0].key[1] for kind, content in sent if kind == "add"]
+                added = [content[0].key for kind, content in sent if kind == "add"]
                 self.lost |= bool(added and dies) or not fatal.isdisjoint(added)
             with suppress(OSError):
                 self.pipe.send_bytes(commands)
@@ -82,7 +82,7 @@ def thread_worker(
             reply = self.pipe.recv_bytes()
             report = pickle.loads(reply)
             if isinstance(report, Report):
-                self.answered_keys += [key[1] for key, _ in report.results]  # type: ignore[index]  # a tuple
+                self.answered_keys += [str(key) for key, _ in report.results]
             return reply
 
         def kill(self, restarts: bool) -> None:
@@ -105,15 +105,8 @@ def model(checkpoint: Path) -> LlamaModel:
 def group_of(
     model: LlamaModel, *workers: Any, sequences: int = 2, stall_timeout_s: float = 600.0
 ) -> DataParallelEngine:
-    waiting = list(workers)
-
-    def new_workers() -> list[Any]:
-        new = list(waiting)
-        waiting.clear()
-        return new
-
     limits = replace(options(sequences), stall_timeout_s=stall_timeout_s)
-    return DataParallelEngine(model, limits, new_workers)
+    return DataParallelEngine(model, limits, iter([workers]))
 
 
 def requests(count: int = 12) -> list[GenerationRequest]:
