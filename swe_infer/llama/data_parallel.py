@@ -20,13 +20,10 @@ from math import inf
 from typing import Any, NamedTuple
 
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.llama.config import read_config, read_generation_defaults
 from swe_infer.llama.drafting import NO_SOURCE
-from swe_infer.llama.engine import EngineOptions, end_tokens
-from swe_infer.llama.hub import snapshot_directory
+from swe_infer.llama.engine import EngineOptions, end_tokens, read_checkpoint
 from swe_infer.llama.sequence import GenerationRequest, OnRejected, RequestOutput
 from swe_infer.llama.stats import merged_figures
-from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.types import Failure, LlamaModel, Skip
 
 _log = logging.getLogger(__name__)
@@ -144,10 +141,7 @@ class DataParallelEngine:
         self._alone: deque[GenerationRequest] = deque()
         self._polled = self._look_at = 0.0
         try:
-            directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
-            config = read_config(directory)
-            self.tokenizer = LlamaTokenizer.of(model, directory)
-            self.defaults = read_generation_defaults(directory)
+            _, config, self.tokenizer, self.defaults = read_checkpoint(model)
             self.end_tokens = end_tokens(config, self.defaults, self.tokenizer)
             self.context_window = model.context_window or config.context_window
             while not self.workers:

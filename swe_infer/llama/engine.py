@@ -139,16 +139,14 @@ class Engine:
             ConfigError: this machine lacks the device, dtype, attention backend or memory.
         """
         started = time.perf_counter()
-        directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
-        config = read_config(directory)
-        tokenizer = LlamaTokenizer.of(model, directory)
+        directory, config, tokenizer, defaults = read_checkpoint(model)
         network, tp_group = _load_network(model, directory, config)
         try:
             engine = cls(
                 network,
                 tokenizer,
                 options,
-                defaults=read_generation_defaults(directory),
+                defaults=defaults,
                 context_window=model.context_window,
                 tp_group=tp_group,
             )
@@ -510,6 +508,12 @@ def threads_for(model: LlamaForCausalLM) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def read_checkpoint(model: LlamaModel) -> tuple[Path, LlamaConfig, LlamaTokenizer, GenerationDefaults]:
+    """Read what a checkpoint has beside its weights. Raises CheckpointError."""
+    directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
+    return directory, read_config(directory), LlamaTokenizer.of(model, directory), read_generation_defaults(directory)
 
 
 def _load_network(
