@@ -4,7 +4,8 @@
 *Measured*: the real runner and main loop (prompts, patches, records, progress, tracker) over instances with prompts
 of 40 kB and answers of 4 kB with a patch, from engines that answer at once; a prompt is pickled as for the engine
 that it is sent to. Processor time of the process for each answer: with one and with 8 samples of a prompt, with
-patches made here and by the engines, and with W&B offline.
+patches made here and by the engines, and with W&B offline. With ``--ray`` instead: from eight simulated engines in
+actors, which give the answers after a second, one sample of a prompt; also answers a minute.
 
 *Simulated*: engines of 16 sequences, each sequence 160 s on average, so that an engine gives an answer in 10 s. Each
 answer, and the prompt that replaces it, wait for one driver, which handles one after the other. The driver's time for
@@ -26,14 +27,19 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from decimal import Decimal
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
+from benchmarks.handout import SimulatedEngine, engines_on_ray
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.llama.config import GenerationDefaults
 from swe_infer.llama.data_parallel import DataParallelEngine
 from swe_infer.llama.drafting import NO_SOURCE
+from swe_infer.llama.engine import Engine, EngineOptions
+from swe_infer.llama.process_worker import serve_engine
 from swe_infer.llama.sequence import GenerationRequest, OnRejected, RequestOutput
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompt_format import files_in_prompt
@@ -85,13 +91,30 @@ class InstantEngines(DataParallelEngine):
     reset_stats = abandon = close = lambda self: None
 
 
-class InstantRunner(LlamaRunner):
-    """A local model on engines that answer at once."""
+class PatchingEngine(SimulatedEngine):
+    """Gives the same answer and patch to all requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._text = answer(0)
+        self._patch = make_patch(self._text, files_in_prompt(prompt(0)))
+
+    def step(self) -> Iterator[RequestOutput]:
+        for output in super().step():
+            yield replace(output, text=self._text, patch=self._patch)
+
+
+def patching_server(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
+    serve_engine(pipe, cast(Engine, PatchingEngine()))
+
+
+class GivenRunner(LlamaRunner):
+    """A local model on the given engines."""
 
     order: ClassVar[Order] = "dataset"
-    engines: InstantEngines
+    engines: DataParallelEngine
 
-    def _load_engine(self) -> InstantEngines:
+    def _load_engine(self) -> DataParallelEngine:
         return self.engines
 
 
@@ -122,33 +145,46 @@ def answer(number: int) -> str:
     return f"{reasoning}\n<patch>\n--- a/package/module.py\n+++ b/package/module.py\n{body}\n</patch>\n"
 
 
-def milliseconds(folder: Path, data: Path, answers: int, samples: int, tracker: Tracker, *, made_here: bool) -> float:
-    """Processor time for each answer, including the end of the run."""
-    runner = InstantRunner(model=_MODEL, decoding=Decoding(n=samples, max_new_tokens=1024, temperature=1.0, seed=0))
-    texts = [answer(number) for number in range(answers // samples)]
-    made = [make_patch(text, files_in_prompt(prompt(number))) for number, text in enumerate(texts)]
-    runner.engines = InstantEngines(texts, None if made_here else made)
+def milliseconds(
+    folder: Path, data: Path, answers: int, samples: int, tracker: Tracker, engines: DataParallelEngine
+) -> tuple[float, float]:
+    """Processor time and wall time for each answer, including the end of the run."""
+    runner = GivenRunner(model=_MODEL, decoding=Decoding(n=samples, max_new_tokens=1024, temperature=1.0, seed=0))
+    runner.engines = engines
     folder.mkdir()
     with RunStore(folder, runner.label) as store, redirect_stderr(io.StringIO()):
         runner.bind(RunContext(folder, "driver", Decimal(0), folder / "ledger", ProcessResources()))
         info = RunInfo("driver", "driver", {}, folder, store.resumed)
         dataset = JsonlDataset(path=str(data), limit=answers // samples)
         run = Run(runner, select_instances(runner, dataset, DataShard()), store, tracker, info)
-        began = time.process_time()
+        began = time.process_time(), time.monotonic()
         status = run.execute()
-        spent = time.process_time() - began
+        spent = time.process_time() - began[0], time.monotonic() - began[1]
     statuses = {record["patch_status"] for record in read_records(folder / "records.jsonl")}
     if status or statuses != {"applies"}:
         raise SystemExit(f"the run ended with {status}, and patches {statuses}")
-    return round(1000 * spent / answers, 3)
+    return round(1000 * spent[0] / answers, 3), round(1000 * spent[1] / answers, 3)
+
+
+def instances(folder: Path, count: int) -> Path:
+    data = folder / "instances.jsonl"
+    with data.open("w") as file:
+        for number in range(count):
+            file.write(json.dumps({"instance_id": f"owner__name-{number}", "text": prompt(number)}) + "\n")
+    return data
+
+
+def on_ray(folder: Path, answers: int) -> dict[str, float]:
+    engines = engines_on_ray(patching_server)
+    cpu, wall = milliseconds(folder / "run", instances(folder, answers), answers, 1, NoTracker(), engines)
+    engines.close()
+    return {"ms_per_answer": cpu, "answers_per_minute": round(60_000 / wall)}
 
 
 def measured(folder: Path, answers: int) -> dict[str, float]:
-    data = folder / "instances.jsonl"
-    with data.open("w") as file:
-        for number in range(answers):
-            file.write(json.dumps({"instance_id": f"owner__name-{number}", "text": prompt(number)}) + "\n")
-    found = {}
+    data, found = instances(folder, answers), {}
+    texts = [answer(number) for number in range(answers)]
+    made = [make_patch(text, files_in_prompt(prompt(number))) for number, text in enumerate(texts)]
     for samples in (1, 8):
         cases: dict[str, tuple[Tracker, bool]] = {
             "patches_here": (NoTracker(), True),
@@ -157,7 +193,8 @@ def measured(folder: Path, answers: int) -> dict[str, float]:
         }
         for name, (tracker, made_here) in cases.items():
             key = f"ms_per_answer_{samples}_samples_{name}"
-            found[key] = milliseconds(folder / key, data, answers, samples, tracker, made_here=made_here)
+            engines = InstantEngines(texts, None if made_here else made)
+            found[key], _ = milliseconds(folder / key, data, answers, samples, tracker, engines)
     return found
 
 
@@ -190,13 +227,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--router-ms", type=float, default=0.0, help="the router's time for an answer")
+    parser.add_argument("--ray", action="store_true")
     parser.add_argument("--driver-ms", type=float, nargs="*", help="simulate these alone, without measuring")
     options = parser.parse_args()
     if options.driver_ms:
         print(json.dumps({f"{ms} ms": knee(ms) for ms in options.driver_ms}, indent=2))
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(Path(folder), options.answers)
+        found = (on_ray if options.ray else measured)(Path(folder), options.answers)
+    if options.ray:
+        print(json.dumps({"load": os.getloadavg()[0], **found}, indent=2))
+        return
     result: dict[str, object] = {"load": os.getloadavg()[0], "measured": found}
     for samples in (1, 8):
         for made in ("patches_here", "patches_in_engines"):

@@ -26,13 +26,13 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import cast
 
 from swe_infer.llama.cluster import RayCluster
-from swe_infer.llama.data_parallel import Worker, choose_worker
+from swe_infer.llama.data_parallel import DataParallelEngine, Worker, choose_worker
 from swe_infer.llama.drafting import DraftSource
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.process_worker import serve_engine
@@ -202,18 +202,24 @@ class SimulatedEngine:
         return {"running": 0.0, "forward_passes": 0.0}
 
 
-def measure_driver(count: int = 10_000, engines: int = 8) -> None:
+def engines_on_ray(server: Callable[..., None], engines: int = 8) -> DataParallelEngine:
+    """Simulated engines in actors, all of which are ready."""
     from swe_infer.llama.ray_worker import ray_engines
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ADDRESS"] = "local"
     model = LlamaModel(path="package://swe_infer.sample/tiny_llama", device="cpu")
     options = EngineOptions(max_batch_tokens=65_536, max_sequences=128, workers=engines)
-    group = ray_engines(RayCluster(cpus=0.1), model, options, simulated_server)
+    group = ray_engines(RayCluster(cpus=0.1), model, options, server)
+    while len(group.workers) < engines:
+        list(group.generate([GenerationRequest("first", (1,), StopParams(1))], lambda request, why: None))
+    return group
+
+
+def measure_driver(count: int = 10_000) -> None:
+    group = engines_on_ray(simulated_server)
     sources = [DraftSource(Prompt(None, f"{number} {'prompt ' * 5714}")) for number in range(200)]
     requests = (GenerationRequest(n, (), StopParams(1000), source=sources[n % 200]) for n in range(count))
-    while len(group.workers) < engines:
-        list(group.generate([GenerationRequest("first", (1,), StopParams(1))], lambda request, error: None))
     started, processor = time.monotonic(), time.process_time()
     answers = {answer.request.key for answer in group.generate(requests, lambda request, error: None)}
     wall = time.monotonic() - started

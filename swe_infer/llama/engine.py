@@ -236,8 +236,8 @@ class Engine:
         return waiting + [request for request, _ in self._encoding]
 
     def add_request(self, request: GenerationRequest) -> None:
-        """Queue a request. A prompt is encoded in a thread, once for its samples. After the next steps
-        :meth:`take_rejected` has a request that cannot run."""
+        """Queue a request. A prompt is encoded in a thread, once for its samples. If the request cannot run,
+        :meth:`take_rejected` returns it, at once or after a step."""
         if request.prompt_ids:
             self._queue(request)
             return
@@ -259,18 +259,19 @@ class Engine:
 
     def _queue(self, request: GenerationRequest) -> None:
         ids, limit = request.prompt_ids, min(self.context_window, self.cache_tokens)
+        why: Failure | Skip
         if len(ids) >= limit:
             what = "context window" if self.context_window <= self.cache_tokens else "key-value cache"
-            why = f"the prompt has {len(ids)} tokens and the {what} holds {limit}"
-            self._rejected.append((request, Skip("ContextOverflow", why)))
+            why = Skip("ContextOverflow", f"the prompt has {len(ids)} tokens and the {what} holds {limit}")
         elif not ids:
-            self._rejected.append((request, Failure("ValueError", "the prompt has no tokens")))
+            why = Failure("ValueError", "the prompt has no tokens")
         elif not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
-            why = "the prompt has a token id outside the model's vocabulary"
-            self._rejected.append((request, Failure("ValueError", why)))
+            why = Failure("ValueError", "the prompt has a token id outside the model's vocabulary")
         else:
             rope, criteria = self.model.rope, StopCriteria(request.stop_params, self.tokenizer, ids)
             self.scheduler.add(Sequence(request, criteria, limit, rope.salt(len(ids)), rope.switch))
+            return
+        self._rejected.append((request, why))
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
