@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["CORPUS", "greedy_tokens", "make_checkpoint", "make_family_checkpoint", "make_tokenizer", "reference"]
+__all__ = [
+    "CORPUS",
+    "Difference",
+    "first_difference",
+    "greedy_tokens",
+    "make_checkpoint",
+    "make_family_checkpoint",
+    "make_tokenizer",
+    "reference",
+]
 
 CORPUS = (
     "def add(left, right):\n    return left + right\n",
@@ -119,15 +129,55 @@ def reference(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
 def greedy_tokens(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     """What transformers' ``model`` generates greedily; it continues after an end token."""
     model.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt], device=model.device)
     generated = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        ids,
+        attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=count,
         pad_token_id=0,
     )
     tokens: list[int] = generated[0, len(prompt) :].tolist()
     return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first token at which our greedy answer and transformers' differ.
+
+    Args:
+        place: its index in both answers.
+        gap: exact logit of our token minus that of transformers' token.
+        error: the largest error of transformers' logits there.
+    """
+
+    place: int
+    gap: float
+    error: float
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether the error of transformers' logits, in each of the two, explains the difference."""
+        return abs(self.gap) <= 2 * self.error
+
+
+def first_difference(
+    prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int], model: Any, exact: Any
+) -> Difference | None:
+    """Return the first difference of two greedy answers to a prompt, or None if they are equal.
+
+    Args:
+        model: transformers' model that gave ``theirs``.
+        exact: the same model in a wider type.
+    """
+    place = next((at for at, (our, their) in enumerate(zip(ours, theirs, strict=True)) if our != their), None)
+    if place is None:
+        return None
+    ids = torch.tensor([[*prompt, *ours[:place]]], device=model.device)
+    with torch.no_grad():
+        exact_logits, rounded_logits = (each(ids, logits_to_keep=1).logits[0, -1].double() for each in (exact, model))
+    gap = exact_logits[ours[place]] - exact_logits[theirs[place]]
+    return Difference(place, float(gap), float((rounded_logits - exact_logits).abs().max()))
 
 
 def _quiet() -> None:
