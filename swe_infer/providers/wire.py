@@ -63,6 +63,8 @@ from swe_infer.providers.transport import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
 _CONNECT_TIMEOUT_S = 15.0
+_REQUESTS_FOR_A_FILE = 4
+"""With those to which it is redirected."""
 _KEEP_ALIVE_S = 60.0
 _BYTES_A_TOKEN = 3
 _DRAIN_S = 0.2
@@ -646,20 +648,48 @@ class WireProvider(Provider):
     ) -> AsyncGenerator[tuple[bytes, bool], None]:
         """The lines of a file, as :func:`swe_infer.providers.bounds.lines` yields them."""
         async with self._translated(self._where(what), None):
-            stream = await self._client.get(
-                path,
-                cast_to=object,
-                options=self._options(timeout_s, options),
-                stream=True,
-                stream_cls=self._sdk.AsyncStream[object],
-            )
+            response = await self._file(path, what, self._options(timeout_s, options))
             try:
-                stream.response.read_in_parts(FILE_BYTES)
-                async with aclosing(stream.response.aiter_bytes()) as parts:
+                response.read_in_parts(FILE_BYTES)
+                async with aclosing(response.aiter_bytes()) as parts:
                     async for line in lines(parts):
                         yield line
             finally:
-                await stream.close()
+                await response.aclose()
+
+    async def _file(self, path: str, what: str, options: dict[str, Any]) -> Any:
+        """The response with a file. Redirects are followed, because the request has nothing but the key, which no
+        other host gets. Raises RequestError, or the SDK's errors."""
+        import httpx2
+
+        where, origin, url = self._where(what), _origin(httpx2.URL(self._client.base_url)), httpx2.URL(path)
+        for _ in range(_REQUESTS_FOR_A_FILE):
+            if url.is_relative_url or _origin(url) == origin:
+                try:
+                    cast: dict[str, Any] = {"cast_to": object, "stream_cls": self._sdk.AsyncStream[object]}
+                    return (await self._client.get(str(url), options=options, stream=True, **cast)).response
+                except self._sdk.APIStatusError as error:
+                    if not error.response.has_redirect_location:
+                        raise
+                    response, url = error.response, error.response.url
+            elif url.scheme == "https" or (url.scheme, origin[0]) == ("http", "http"):
+                response = await self._transport.handle_async_request(
+                    httpx2.Request("GET", url, extensions={"timeout": options["timeout"].as_dict()})
+                )
+                if response.is_success:
+                    return response
+                await response.aclose()
+            else:
+                break
+            if not response.has_redirect_location:
+                # The vendor may name another address the next time.
+                status = response.status_code if response.is_server_error else 200
+                raise TransientError(f"{where}: HTTP {response.status_code} from {url.host}", status=status)
+            try:
+                url = url.join(response.headers["location"])
+            except httpx2.InvalidURL:
+                break
+        raise self._unreadable("a redirect that cannot be followed", where, {})
 
     @contextmanager
     def _shape_errors(self, what: str) -> Iterator[None]:
@@ -981,6 +1011,11 @@ class WireProvider(Provider):
     def _key_variable(self) -> str | None:
         """The environment variable of the credential that is sent; None: no credential."""
         return self.api_key_env
+
+
+def _origin(url: Any) -> tuple[str, str, int | None]:
+    """Scheme, host and port of an ``httpx2.URL``."""
+    return url.scheme, url.host, url.port
 
 
 def _is_response(body: Mapping[str, Any]) -> bool:

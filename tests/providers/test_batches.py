@@ -110,6 +110,32 @@ def test_results_do_not_come_in_the_order_of_the_requests(server: ApiServer, nam
     assert list(results) != sorted(results, key=lambda i: int(i.rpartition("-")[2]))
 
 
+@pytest.mark.parametrize("name", ["openai", "azure_openai", "mistral", "together"])
+def test_results_in_a_storage_of_another_host_are_read_without_the_key(server: ApiServer, name: str) -> None:
+    asked: list[HttpRequest] = []
+
+    def stored(request: HttpRequest) -> tuple[int, bytes]:
+        asked.append(request)
+        return 200, server.batches.file(request.path.rpartition("/")[2])
+
+    with hostile_server() as storage:
+        storage.bodies |= {"storage": stored, "full": lambda request: (507, b""), "gone": lambda request: (403, b"")}
+        server.batches.storage = f"{storage.url}/storage"
+        _, results = whole_life(name, server)
+        assert len(results) == 4
+        assert all(isinstance(result, Answer) for result in results.values())
+        assert {request.query["signature"] for request in asked} == {"x"}
+        sent = {header.lower(): value for request in asked for header, value in request.headers.items()}
+        assert not {"authorization", "api-key"} & sent.keys()
+        assert not [value for value in sent.values() if any(secret in value for secret in SECRETS.values())]
+        places = {f"{storage.url}/full": 507, f"{storage.url}/gone": 200, "ftp://host.example": 200}
+        for place, status in places.items():
+            server.batches.storage = place
+            with pytest.raises(TransientError) as error:
+                whole_life(name, server)
+            assert error.value.status == status, error.value
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gemini"])
 def test_a_batch_item_is_what_a_live_request_sends(server: ApiServer, name: str) -> None:
     async def item_and_live() -> dict[str, Any]:

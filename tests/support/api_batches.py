@@ -86,6 +86,8 @@ class BatchDesk:
         """Headers of the current response."""
         self.rewrite: Callable[[bytes], bytes] = bytes
         """Changes the content of each file of results before it is sent."""
+        self.storage: str | None = None
+        """The URL to which requests for the content of files are redirected."""
         self.held = False
         """While set, no batch ends."""
         self.expire_next_after: int | None = None
@@ -101,6 +103,11 @@ class BatchDesk:
     def submitted(self) -> list[str]:
         """Ids of all accepted batches and background responses, in order."""
         return [*self._batches, *self._responses]
+
+    def file(self, file_id: str) -> bytes:
+        """The content of a file."""
+        content: bytes = self._files[file_id]["content"]
+        return content
 
     def forget_responses(self) -> None:
         """Deletes all background responses: their ids are unknown."""
@@ -148,6 +155,9 @@ class BatchDesk:
                 files = [f for f in self._files.values() if request.query.get("purpose") in (None, f["purpose"])]
                 return 200, _page([_file_object(f) for f in reversed(files)], request, "after")
             case _, [file_id, *tail] if file_id in self._files:
+                if tail == ["content"] and self.storage is not None:
+                    self.answer_headers = {"location": f"{self.storage}/{file_id}?signature=x"}
+                    return 302, b""
                 if tail == ["content"]:
                     return 200, self.rewrite(self._files[file_id]["content"])
                 if request.method == "DELETE":
