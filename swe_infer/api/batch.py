@@ -558,20 +558,27 @@ class Batches:
         async def read() -> None:
             results: AsyncGenerator[tuple[str, Answer | RequestError], None]
             results = self._provider.results(batch.id or "", timeout_s=self._provider.timeout_s)
-            async with aclosing(results):
-                async for custom_id, result in results:
-                    if custom_id not in batch.items:
-                        if len(strange) < len(batch.items):
-                            strange[custom_id[:_LONGEST_ID]] = isinstance(result, Answer)
-                    elif custom_id not in left:
-                        continue
-                    elif isinstance(result, Answer):
-                        item = left.pop(custom_id)
-                        errors.pop(custom_id, None)
-                        if item.key in self._wanted:
-                            self._settle(batch, item, result, on_outcome)
-                    else:
-                        errors[custom_id] = result
+            try:
+                async with aclosing(results):
+                    async for custom_id, result in results:
+                        if custom_id not in batch.items:
+                            if len(strange) < len(batch.items):
+                                strange[custom_id[:_LONGEST_ID]] = isinstance(result, Answer)
+                        elif custom_id not in left:
+                            continue
+                        elif isinstance(result, Answer):
+                            item = left.pop(custom_id)
+                            errors.pop(custom_id, None)
+                            if item.key in self._wanted:
+                                self._settle(batch, item, result, on_outcome)
+                        else:
+                            errors[custom_id] = result
+            except RequestError as error:
+                if left:
+                    raise
+                logger.warning(
+                    "every answer of batch %s is read, but not the rest of its results: %s", batch.label, error
+                )
             found = len(batch.items) - len(left) + len(errors) + len(strange)
             stated = len(batch.items) if status.done is None else status.done
             if found < stated:

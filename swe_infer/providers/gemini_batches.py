@@ -96,9 +96,9 @@ class GeminiBatches(FileBatches):
                     if facts.get("displayName") == label:
                         batch_id = self._resource(job.get("name"), _BATCH, "batches")
                         found.append(FoundBatch(batch_id, certain=True, total=_counts(facts)[0]))
-            if not page.get("nextPageToken"):
-                return found
-            params["pageToken"] = str(page["nextPageToken"])
+                if not page.get("nextPageToken"):
+                    return found
+                params["pageToken"] = page["nextPageToken"].encode().decode()  # ValueError: it cannot be in a URL
         raise provider._unreadable("an endless list", provider._where("batches"), {})
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:

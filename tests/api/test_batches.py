@@ -457,6 +457,15 @@ def test_truncated_results_cause_no_second_batch(vendor: str, tmp_path: Path) ->
         collect_the_last_of_five(server, vendor, tmp_path, outcomes)
 
 
+@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+def test_an_unreadable_line_beside_every_answer_leaves_no_batch_open(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.rewrite = lambda content: content + b"<html>no answer</html>\n"
+        outcomes = run(runner(server.url, vendor, tmp_path), requests(4))
+        assert [type(outcome) for outcome in outcomes.values()] == [Completion] * 4
+    assert open_batches(tmp_path) == []
+
+
 def errors_around(content: bytes) -> bytes:
     """An error before and after each result, with the same id."""
     lines = []

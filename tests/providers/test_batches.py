@@ -572,3 +572,6 @@ def test_an_error_in_place_of_a_list_is_not_an_empty_list(name: str) -> None:
     with hostile_server() as server:
         server.bodies["list"] = lambda request: (200, b'{"error": {"message": "Internal error", "code": 500}}')
         asyncio.run(life(server.url))
+        if name == "gemini":
+            server.bodies["list"] = lambda request: (200, b'{"nextPageToken": "\\ud800"}')
+            asyncio.run(life(server.url))
