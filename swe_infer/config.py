@@ -32,6 +32,7 @@ from swe_infer.options import Parameter, parameters_of
 from swe_infer.redaction import without_credentials, without_secrets
 from swe_infer.run_directory.objective import Objective
 from swe_infer.text import first_line, flatten
+from swe_infer.types import PathText
 
 if TYPE_CHECKING:
     from swe_infer.context.base import Context
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from swe_infer.runners.base import Runner
     from swe_infer.selection.base import SelectionRule
     from swe_infer.tracking.base import Tracker
-    from swe_infer.types import Budget, DataShard, PathText, SweepOptions
+    from swe_infer.types import Budget, DataShard, SweepOptions
 
 GROUPS = (
     "model",
@@ -357,6 +358,8 @@ def _check(value: Any, hint: Any, key: str) -> Any:
     kinds = _members(hint)
     if plain is None and types.NoneType in kinds:  # pydantic does not support protocols among the other members
         return None
+    if plain == "" and PathText in _union_members(hint):  # "" would be the working directory
+        raise ConfigError(f"{key} is empty: name a path{', or null' if types.NoneType in kinds else ''}")
     mismatch = (isinstance(plain, bool) and bool not in kinds and not _allows_any(hint)) or (
         isinstance(plain, str) and not kinds & {str, Decimal, typing.Literal} and not _allows_any(hint)
     )

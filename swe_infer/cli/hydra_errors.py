@@ -29,7 +29,7 @@ def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str
             return _unknown_key(cause)
         cause = cause.__cause__
     text = str(error)
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         return _unknown_option(match[1], match[2], text)
     if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return f"{match[1]}: unknown group; see --help"

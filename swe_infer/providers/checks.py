@@ -42,6 +42,8 @@ def check_key(variable: str | None) -> None:
     """Raises ConfigError if the key is not set, or cannot be sent as a header."""
     if variable is None:
         return
+    if not variable:
+        raise ConfigError("provider.api_key_env is empty: name an environment variable that contains the key")
     key = os.environ.get(variable)
     if not key:
         raise ConfigError(f"{variable} is not set: put the API key into that environment variable")

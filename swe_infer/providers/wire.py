@@ -370,6 +370,8 @@ class WireProvider(Provider):
         if self.mode == "batch" and not self.has_batches:
             raise ConfigError(f"provider.mode=batch: the provider {self.name} has no batches; use provider.mode=live")
         check_headers(self.headers, self.headers_env)
+        if self.base_url == "":  # a variable of the shell that is not set; not the vendor's own address
+            raise ConfigError("provider.base_url is empty: give an address, or null for the default one")
         self.address = address(self.base_url, self.address_env or "", self.own_address())
         self._client: Any = None
         self._sdk: Any = None

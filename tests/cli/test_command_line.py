@@ -249,6 +249,12 @@ def test_errors_suggest_what_was_meant(tmp_path: Path) -> None:
         (["model=zzzz"], "model=zzzz: unknown option; --help model lists all "),
         (["model=gpt-4o", "provider=anthropic"], wrong_provider),
         (["model=gpt-4o", "budget.max_usd=$20"], 'budget.max_usd="$20": must be an amount'),
+        (["model="], "model=: unknown option; --help model lists all "),
+        (["model.path="], "model.path is empty: name a path"),
+        (["output_dir="], "output_dir is empty: name a path, or null"),
+        (["from="], "from is empty: name a path, or null"),
+        (["model=gpt-4o", "provider.base_url="], "provider.base_url is empty: give an address, or null"),
+        (["model=gpt-4o", "provider.api_key_env="], "provider.api_key_env is empty: name an environment variable"),
         (["decoding.temperature=0.2,0.8"], "several values are a sweep, which needs -m"),
     ]:
         result = commands.run("swe_infer", *arguments, cwd=tmp_path, env=environment)
