@@ -89,27 +89,38 @@ def claim_directory(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | 
     """Checks that the directory belongs to this run, and writes this command's configuration into it.
 
     Returns:
-        The configuration of the last command; None for a new directory.
+        The configuration of the last command; None for a new directory, or if it is damaged.
 
     Raises:
         StoreError: the directory belongs to another run.
     """
     path = directory / layout.CONFIG
-    before: dict[str, Any] | None = None
-    if path.exists():
-        before = read_config(directory)
+    before = read_config(directory)
+    has_records = layout.records_size(directory) > 0
+    if has_records and (before is None or config.differences(before, plain)) and _run_id_names(directory, plain):
+        log.warning("%s: missing or damaged; written again, as run_id names the same configuration", path)
+        before = None
+    elif path.exists():
         changed = [f"{path.name}: unreadable"] if before is None else config.differences(before, plain)
         if changed:
             raise StoreError(
                 f"output_dir={directory}: contains a run of another configuration ({'; '.join(changed[:3])}); "
                 f"choose another output_dir{_overrides_to_continue(before or {}, plain)}"
             )
-    elif layout.records_size(directory):
+    elif has_records:
         raise StoreError(f"output_dir={directory}: contains records but no {path.name}; choose another output_dir")
     text = config.as_yaml(plain)
     if before is None or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
     return before
+
+
+def _run_id_names(directory: Path, plain: Mapping[str, Any]) -> bool:
+    """Whether the run's id, which contains the digest of its identity, is one of ``plain``."""
+    try:
+        return config.read_run_id(directory / "run_id").startswith(config.digest(plain))
+    except StoreError:
+        return False
 
 
 def _overrides_to_continue(before: Mapping[str, Any], plain: Mapping[str, Any]) -> str:

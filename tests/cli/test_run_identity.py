@@ -155,6 +155,27 @@ def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(
     assert summary(desk.folder / "named")["instances"] == 6
 
 
+@pytest.mark.parametrize("damage", ["gone", "empty", "NULs", "half"])
+def test_a_run_without_its_configuration_is_resumed(damage: str, desk: Desk) -> None:
+    """The run's id contains the digest of the identity, too."""
+    run = desk.run("dataset.limit=2", "output_dir=run")
+    config = run / "config.yaml"
+    text = config.read_bytes()
+    damaged = {"gone": None, "empty": b"", "NULs": bytes(len(text)), "half": text[: len(text) // 2]}[damage]
+    if damaged is None:
+        config.unlink()
+    else:
+        config.write_bytes(damaged)
+    with pytest.raises(StoreError, match=r"output_dir=run: contains .* choose another output_dir"):
+        desk.run("dataset.limit=3", "output_dir=run", "decoding.temperature=0.5")
+    desk.run("dataset.limit=3", "output_dir=run")
+    assert desk.sent == 3
+    assert completed(run) == IDS[:3]
+    desk.run("dataset.limit=2", "output_dir=run")
+    assert predicted(run) == IDS[:2]
+    assert config.read_bytes().splitlines()[0] == text.splitlines()[0]
+
+
 def test_length_bounds_exclude_recorded_answers_and_request_skipped_ones(desk: Desk) -> None:
     text = {True: "word " * 900, False: "word " * 20}
     rows = [{"instance_id": IDS[n], "text": text[n % 2 == 1]} for n in range(6)]
