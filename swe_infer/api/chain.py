@@ -405,6 +405,7 @@ class Chain:
             endpoint.has_billed = True
             if "usage_estimated" not in answers[0].details:
                 endpoint.observe_bill(usage, answers[0].bill, cache_write=flight.cache_prompt)
+                endpoint.observe_output(usage.output_tokens, flight.output_tokens)
             try:
                 usd = self._pay(flight, reservation, endpoint, answers, usage, sent_at)
             except Exception:  # a paid answer is never lost because of its price or a full disk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -41,6 +42,8 @@ class Endpoint:
     """The server has truncated a prompt, and a warning was logged."""
     markup: Decimal = Decimal(1)
     """How many times the listed price the server charges, at most, by the costs that its answers state."""
+    overrun: Decimal = Decimal(1)
+    """How many times the longest requested output the server has billed, at most."""
     has_billed: bool = False
     """An answer has come, which shows whether the server charges the listed price."""
     first_bill_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -59,7 +62,19 @@ class Endpoint:
     def worst_case(self, input_tokens: int, output_tokens: int, *, cache_write: bool) -> Decimal:
         """The most that a request costs, see :func:`swe_infer.api.pricing.worst_case`."""
         assert self.prices is not None
-        return self.markup * worst_case(self.prices, input_tokens, output_tokens, cache_write=cache_write)
+        longest = math.ceil(self.overrun * output_tokens)
+        return self.markup * worst_case(self.prices, input_tokens, longest, cache_write=cache_write)
+
+    def observe_output(self, output_tokens: int, requested: int) -> None:
+        """Raises the overrun if an answer has more tokens than were requested at most. Servers ignore limits, or do
+        not count reasoning."""
+        if output_tokens > self.overrun * requested:
+            if self.overrun == 1 and self.prices is not None:
+                logger.warning(
+                    "%s bills %d tokens of output where at most %d were requested: reservations are higher now",
+                    self.provider.name, output_tokens, requested,
+                )  # fmt: skip
+            self.overrun = Decimal(output_tokens) / requested
 
     def observe_bill(self, usage: Usage, bill: Bill, *, cache_write: bool) -> None:
         """Raises the markup if an answer with known token counts states a cost above the list."""

@@ -265,6 +265,34 @@ def test_a_cap_holds_if_the_server_charges_more_than_the_list(states_cost: bool,
         assert len(served) > 45
 
 
+def test_a_cap_holds_if_the_server_bills_more_output_than_was_requested(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # DeepSeek ignores max_completion_tokens (api-docs.deepseek.com); xAI bills reasoning beside the output
+    served = []
+
+    class Verbose(Handler):
+        def respond(self) -> None:
+            if "messages" not in json.loads(self.body()):
+                return self.send(404, {})  # it counts no tokens
+            served.append(Decimal("0.0031"))
+            return self.send(200, {**CHAT, "usage": {"prompt_tokens": 100, "completion_tokens": 3_000}})
+
+    price = Pricing(input_per_mtok=Decimal(1), output_per_mtok=Decimal(1))
+    with Server(Verbose) as server:
+        provider = OpenAIChat(name="own", base_url=f"{server.url}/v1", api_key_env=None, pricing_id=None)
+        model, budget = ApiModel(name="m", pricing=price), Budget(max_usd=Decimal("0.1"))
+        api = ApiRunner(model=model, provider=provider, decoding=Decoding(max_new_tokens=100), budget=budget)
+        api.check()
+        api.bind(context(tmp_path))
+        outcomes = Outcomes()
+        with pytest.raises(BudgetExceeded):
+            api.generate(requests(200), outcomes, threading.Event())
+    assert len(outcomes) == len(served)
+    assert Decimal("0.08") < sum(served) <= Decimal("0.1")
+    assert sum("where at most 100 were requested" in record.message for record in caplog.records) == 1
+
+
 def test_the_tier_of_the_answer_decides_the_price_without_a_budget() -> None:
     with ApiServer(prompt_cache=False) as server:
         server.maker.project_tier = "priority"
