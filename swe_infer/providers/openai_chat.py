@@ -398,22 +398,28 @@ def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 
     """(token counts of a ``usage`` object of either OpenAI API, whether they are estimated).
 
     Some servers state cached tokens in the object itself, as ``cached_tokens`` (Kimi), ``prompt_cache_hit_tokens``
-    (DeepSeek) or ``cache_read_input_tokens`` (gateways to Anthropic). Where reasoning is not part of the output (xAI,
-    Gemini), the total includes it.
+    (DeepSeek), ``num_cached_tokens`` (Mistral) or ``cache_read_input_tokens`` (gateways to Anthropic). More of them
+    than the prompt has are not part of its count (xAI, such gateways). Where reasoning is not part of the output
+    (xAI, Gemini), the total includes it.
     """
     try:
         inputs = token_count(usage, "prompt_tokens", "input_tokens")
         outputs = token_count(usage, "completion_tokens", "output_tokens")
-        of_input = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-        of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+        of_input = _details(usage, "prompt_tokens_details", "input_tokens_details", "prompt_token_details")
+        of_output = _details(usage, "completion_tokens_details", "output_tokens_details")
         reasoning = optional_count(of_output, "reasoning_tokens")
-        beyond_input = optional_count(usage, "total_tokens") - inputs if inputs else 0
         cached = optional_count(of_input, "cached_tokens") or optional_count(
-            usage, "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens"
+            usage, "cached_tokens", "prompt_cache_hit_tokens", "num_cached_tokens", "cache_read_input_tokens"
         )
-        written = optional_count(of_input, "cache_write_tokens") or optional_count(
-            usage, "cache_creation_input_tokens"
-        )
+        written = optional_count(
+            of_input, "cache_write_tokens", "cache_creation_input_tokens", "cache_creation_tokens"
+        ) or optional_count(usage, "cache_creation_input_tokens")
+        total = optional_count(usage, "total_tokens")
+        beyond_input = total - inputs if inputs else 0
+        if inputs and cached + written > inputs:
+            if beyond_input not in (outputs, outputs + reasoning):  # the total includes them
+                beyond_input -= cached + written
+            inputs += cached + written
     except Implausible:
         return checked_usage(None, request, text)
     stated = Usage(
@@ -424,6 +430,12 @@ def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 
         reasoning_tokens=reasoning,
     )
     return checked_usage(stated, request, text, choices)
+
+
+def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The details of a count; empty if there are none, or another vendor's, such as Google's list by modality."""
+    found: Any = next((usage[name] for name in names if usage.get(name)), {})
+    return found if isinstance(found, dict) else {}
 
 
 def openai_bill(body: Mapping[str, Any]) -> Bill:

@@ -79,6 +79,65 @@ CHAT: list[tuple[str, dict[str, Any], Usage]] = [
         {"prompt_tokens": 900, "completion_tokens": 5, "cache_read_input_tokens": 800},
         Usage(900, 800, 0, 5),
     ),
+    # xAI and gateways to Anthropic: more cached tokens than the prompt has are not part of it (vercel/ai,
+    # packages/xai/src/convert-xai-chat-usage.ts; github.com/decolua/9router/pull/2658).
+    (
+        "cached tokens beside the prompt",
+        {
+            "prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12,
+            "prompt_tokens_details": {"cached_tokens": 800},
+        },
+        Usage(805, 800, 0, 7),
+    ),
+    (
+        "cached tokens beside the prompt, and in the total",
+        {
+            "prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 912,
+            "cache_read_input_tokens": 800, "cache_creation_input_tokens": 100,
+        },
+        Usage(905, 800, 100, 7),
+    ),
+    (
+        "cached tokens and reasoning beside the others",
+        {
+            "prompt_tokens": 5, "completion_tokens": 3000, "total_tokens": 5905,
+            "prompt_tokens_details": {"cached_tokens": 800}, "completion_tokens_details": {"reasoning_tokens": 2900},
+        },
+        Usage(805, 800, 0, 5900, 2900),
+    ),
+    # Mistral's three names (vercel/ai, packages/mistral/src/convert-mistral-usage.ts).
+    ("Mistral", {"prompt_tokens": 900, "completion_tokens": 5, "num_cached_tokens": 800}, Usage(900, 800, 0, 5)),
+    (
+        "Mistral's slip",
+        {"prompt_tokens": 900, "completion_tokens": 5, "prompt_token_details": {"cached_tokens": 800}},
+        Usage(900, 800, 0, 5),
+    ),
+    # alibabacloud.com/help/en/model-studio/context-cache; docs.litellm.ai/docs/completion/prompt_caching
+    (
+        "DashScope",
+        {
+            "prompt_tokens": 900, "completion_tokens": 5, "total_tokens": 905,
+            "prompt_tokens_details": {"cached_tokens": 10, "cache_creation_input_tokens": 800},
+        },
+        Usage(900, 10, 800, 5),
+    ),
+    (
+        "LiteLLM",
+        {
+            "prompt_tokens": 900, "completion_tokens": 5, "total_tokens": 905,
+            "prompt_tokens_details": {"cached_tokens": 10, "cache_creation_tokens": 800},
+        },
+        Usage(900, 10, 800, 5),
+    ),
+    # Google's details are a list by modality (google.genai.types.GenerateContentResponseUsageMetadata).
+    (
+        "details of another vendor",
+        {
+            "prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14,
+            "prompt_tokens_details": [{"modality": "TEXT", "token_count": 9}],
+        },
+        Usage(9, 0, 0, 5),
+    ),
     # vLLM: details are null unless a flag is set (github.com/vllm-project/vllm/issues/44961).
     (
         "vLLM",
