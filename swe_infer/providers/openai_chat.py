@@ -333,6 +333,8 @@ class OpenAIChat(OpenAIProvider):
 
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 _PARTS = (*_TEXTS, "reasoning_details", "tool_calls")
+_LONG_REPEAT = 64
+"""Characters."""
 
 
 @dataclass(slots=True)
@@ -386,12 +388,21 @@ class _JoinedChoice:
 
     def body(self) -> dict[str, Any]:
         """As a choice of an answer that is not streamed."""
-        message: dict[str, Any] = {key: "".join(parts) for key, parts in self.parts.items()}
+        message: dict[str, Any] = {key: _joined_text(parts) for key, parts in self.parts.items()}
         message |= {
             "tool_calls": [{"function": call} for call in self.calls.values()],
             "reasoning_details": self.details,
         }
         return {"message": message, "finish_reason": self.finish, "error": self.error}
+
+
+def _joined_text(parts: Sequence[str]) -> str:
+    """The text of a stream's parts. Some servers send the whole text so far in each event (DashScope's coding plan);
+    no stream of increments repeats that much of itself."""
+    repeats = len(parts) > 1 and len(parts[-2]) >= _LONG_REPEAT
+    if repeats and all(later.startswith(part) for part, later in pairwise(parts)):
+        return parts[-1]
+    return "".join(parts)
 
 
 def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 1) -> tuple[Usage, bool]:

@@ -223,6 +223,23 @@ def test_usage_is_found_where_servers_put_it_in_streams() -> None:
         assert "usage_estimated" not in answer.details
 
 
+def test_a_stream_of_the_text_so_far_is_not_repeated() -> None:
+    # QwenLM/qwen-code #3896: DashScope's coding plan; can1357/oh-my-pi #2434: MiniMax's reasoning
+    text = "--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,2 @@\n-a = 1\n+a = 2\n b = 3\n" * 3
+    ends = (1, 2, 30, 30, 90, len(text))
+    for key in ("content", "reasoning_content"):
+        events = [{"choices": [{"index": 0, "delta": {key: text[:end]}}]} for end in ends]
+        answer = ask(Recorded(sse(*events, delta("PATCH"), delta(finish="stop"), done=True), SSE), stream="always")
+        if key == "content":  # not a prefix of the rest: a stream of increments, some of which are alike
+            assert answer.text == "".join(text[:end] for end in ends) + "PATCH"
+            answer = ask(Recorded(sse(*events, delta(finish="stop"), done=True), SSE), stream="always")
+            assert answer.text == text
+        else:
+            assert (answer.text, answer.details["reasoning"]) == ("PATCH", text)
+    short = [delta("-" * 40), delta("-" * 41), delta("-" * 63), delta("-" * 80), delta(finish="stop")]
+    assert len(ask(Recorded(sse(*short, done=True), SSE), stream="always").text) == 40 + 41 + 63 + 80
+
+
 def test_a_zero_in_a_later_usage_does_not_replace_a_count() -> None:
     # sgl-project/sglang #20830: input_tokens=0 in message_delta, and #20678: in message_start
     start, end = {"input_tokens": 7, "output_tokens": 1}, {"input_tokens": 0, "output_tokens": 2}
