@@ -35,7 +35,7 @@ from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.object_store import SECRET, ObjectStore, StoreProcess, environment, keys_of, object_store
 
-pytest.importorskip("s3fs", reason="needs the extra s3")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("s3fs") is None, reason="needs the extra s3")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _MANY = 200
