@@ -215,6 +215,7 @@ def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]
             import_module(package)
     _fill_caches()
     assert threading.active_count() == 1, "a process with threads cannot be forked safely"
+    of_tests = [name for name in sys.modules if name.partition(".")[0] == "tests"]  # a fork would copy many pages
     gc.collect()
     gc.freeze()
     woken, wake = os.pipe()
@@ -254,6 +255,8 @@ def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]
                 connection.close()
             for descriptor in (woken, wake, *ends.values()):
                 os.close(descriptor)
+            for name in of_tests:
+                del sys.modules[name]
             return *_become(json.loads(message), descriptors, path), directory
 
 
@@ -275,8 +278,8 @@ def _fill_caches() -> None:
     from swe_infer.cli.config_loader import initialized_hydra
 
     with initialized_hydra():
-        for choice in ("model=gpt-4o", "model=claude-sonnet-4-5", "model=tiny"):
-            cfg = compose("config", [choice])
+        for choices in ("model=gpt-4o tracker=none", "model=claude-sonnet-4-5", "model=tiny"):
+            cfg = compose("config", choices.split())
             config.build(cfg)
             config.run_name(config.resolved(cfg), "model", "data")
     presets.presets()
@@ -311,8 +314,6 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
     os.environ.update(env)
     tempfile.tempdir = None  # of the environment's TMPDIR
     sys.path[:] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *path]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
-        del sys.modules[name]
     return module, arguments
 
 
