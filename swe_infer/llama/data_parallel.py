@@ -24,6 +24,7 @@ from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import EngineOptions, end_tokens, read_checkpoint
 from swe_infer.llama.sequence import GenerationRequest, OnRejected, RequestOutput
 from swe_infer.llama.stats import merged_figures
+from swe_infer.text import first_line
 from swe_infer.types import Failure, LlamaModel, Skip
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Worker:
     figures: Mapping[str, float] | None = None
 
     dumps = staticmethod(pickle.dumps)  # of commands
-    describe: Callable[[Exception], str] = staticmethod(str)  # an error of start or call
+    describe = staticmethod(first_line)  # an error of start or call
     start: Callable[[], str]  # starts it in a new process, and returns its name once the process exists
     call: Callable[[bytes], bytes]  # sends commands to process_worker.serve there; any error means that it ended
     kill: Callable[[bool], None]  # ends the process, even if it hangs, and for good unless the argument is True

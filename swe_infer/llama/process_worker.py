@@ -87,14 +87,11 @@ def exchange(pipe: Connection, commands: bytes) -> bytes:
 
 
 def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
-    """Load an engine, and alternate between calls and steps.
+    """Load an engine, with ``threads`` threads on a CPU, and alternate between calls and steps.
 
     A call is a list of commands: ``("add", (request, source))``, where the source is None if it is that of the last
     request, or ``(name, None)`` for a method of the engine. The answer to it is a report, or the error that ends the
     engine. It comes when there is something to report.
-
-    Args:
-        threads: of an engine on a CPU.
     """
     try:
         if model.device == "cpu" or not torch.cuda.is_available():

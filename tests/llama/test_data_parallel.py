@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -208,6 +209,19 @@ def test_if_no_engine_is_left_the_error_says_why(model: LlamaModel) -> None:
     with pytest.raises(WorkerDied, match=r"^no engine is left; the last one: engine: was lost$"):
         list(group.generate((ask(n, random_prompt(20, n), 4) for n in range(1000)), refuse))
     group.close()
+
+
+def test_an_engine_that_cannot_start_is_reported_with_the_first_line_of_its_error() -> None:
+    class Startless(Worker):
+        def start(self) -> str:
+            raise OSError("no process\nan Error: in the text below")
+
+    replies: SimpleQueue[tuple[Worker, Any]] = SimpleQueue()
+    worker = Startless()
+    threading.Thread(target=worker.run, args=(replies,), daemon=True).start()
+    _, error = replies.get(timeout=60)
+    assert type(error) is WorkerDied
+    assert str(error) == "no process"
 
 
 def test_an_engine_that_hangs_while_it_loads_is_started_again(model: LlamaModel) -> None:
