@@ -10,8 +10,10 @@ ids with a fixed seed. The temperatures of a sweep run together, like a multirun
 ``--dtype`` is the engine's ``model.dtype``; transformers uses the same type, vLLM bfloat16, llama.cpp float16.
 ``--vllm`` and ``--llama-cpp`` name the Python of environments with vLLM, and with llama-cpp-python and gguf; without
 them these peers are skipped. Prints one JSON line per peer: median wall and CPU seconds over the rounds, tokens per
-second, and ratios to the peers; at the end, how many greedy outputs equal those of transformers. CPU seconds are more
-reliable on a busy machine.
+second, and ratios to the peers. At the end, how many greedy outputs of ours, and of transformers with padding, equal
+those of transformers one by one. Where they differ, a wider type decides: at a near tie, the exact logits of the two
+tokens are closer than twice the error of transformers' logits. ``logit_errors`` are those of ours and of transformers
+along its outputs. CPU seconds are more reliable on a busy machine.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +142,15 @@ class TransformersPeer:
             raise SystemExit(f"transformers: {error}; --only engine leaves it out") from None
 
         loader: Any = LlamaForCausalLM
-        model = loader.from_pretrained(args.model, dtype=dtype, attn_implementation="sdpa")
-        self.model = model.eval().to(args.device)
+
+        def load(dtype: torch.dtype) -> Any:
+            return loader.from_pretrained(args.model, dtype=dtype, attn_implementation="sdpa").eval().to(args.device)
+
+        self.model = load(dtype)
+        self.load = load
         self.greedy: dict[int, list[int]] = {}
         """Output tokens of each prompt in :meth:`single`."""
+        self.padded_greedy: dict[int, list[int]] = {}
         self.prompts = make_prompts(args, self.model.config.vocab_size)
         self.options = {
             "do_sample": False,
@@ -169,7 +177,8 @@ class TransformersPeer:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        self.model.generate(ids, attention_mask=mask, **self.options)
+        answers = self.model.generate(ids, attention_mask=mask, **self.options)
+        self.padded_greedy = dict(enumerate(answers[:, longest:].tolist()))
         return self.new * len(self.prompts)
 
     @torch.no_grad()
@@ -300,6 +309,46 @@ def report(seen: dict[str, list[Measure]]) -> None:
         print(json.dumps(line), flush=True)
 
 
+@torch.no_grad()
+def compare_answers(ours: EnginePeer, theirs: TransformersPeer) -> None:
+    """Print how the greedy answers differ, and if some do, the errors of logits along those of transformers."""
+    from tests.support.checkpoints import first_difference
+
+    exact: Any = None
+    for name, answers in (("engine", ours.greedy), ("padded", theirs.padded_greedy)):
+        differences = []
+        for index, tokens in answers.items():
+            if tokens != theirs.greedy[index]:
+                exact = exact or theirs.load(torch.float64 if theirs.model.dtype == torch.float32 else torch.float32)
+                prompt = ours.prompts[index]
+                found = first_difference(prompt, tokens, theirs.greedy[index], theirs.model, exact)
+                assert found is not None
+                differences.append({"prompt": index, **asdict(found), "near_tie": found.near_tie})
+        ties = sum(bool(difference["near_tie"]) for difference in differences)
+        counts = {"equal": len(answers) - len(differences), "differ_at_near_ties": ties}
+        line = {"greedy_answers": name, **counts, "differ": len(differences) - ties, "differences": differences}
+        if answers:
+            print(json.dumps(line), flush=True)
+    if exact is None:
+        return
+    errors: dict[str, list[torch.Tensor]] = {"engine": [], "transformers": []}
+    for index, tokens in theirs.greedy.items():
+        ids = torch.tensor([[*ours.prompts[index], *tokens]], device=theirs.model.device)
+        exact_logits, rounded_logits = (
+            each(ids, logits_to_keep=len(tokens)).logits[0] for each in (exact, theirs.model)
+        )
+        errors["engine"].append(ours.engine.model(ids)[0, -len(tokens) :] - exact_logits)
+        errors["transformers"].append(rounded_logits - exact_logits)
+    figures = {}
+    for name, parts in errors.items():
+        error = torch.cat(parts)
+        figures[name] = {
+            "rms": round(float(error.square().mean().sqrt()), 5),
+            "max": round(float(error.abs().max()), 5),
+        }
+    print(json.dumps({"logit_errors": figures}))
+
+
 def main() -> None:
     args = arguments()
     only = args.only.split(",") if args.only else []
@@ -337,9 +386,8 @@ def main() -> None:
     for process in filter(None, (vllm, llama_cpp)):
         process.close()
     report(seen)
-    if theirs is not None and theirs.greedy and ours.greedy:
-        same = sum(ours.greedy[index] == tokens for index, tokens in theirs.greedy.items())
-        print(json.dumps({"greedy_answers": len(theirs.greedy), "equal_to_transformers": same}))
+    if theirs is not None and theirs.greedy:
+        compare_answers(ours, theirs)
 
 
 if __name__ == "__main__":
