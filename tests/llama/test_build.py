@@ -133,6 +133,37 @@ def test_a_library_that_another_user_may_have_written_is_not_loaded(
         assert (cache / library.name).read_bytes() == b"not to be loaded"
 
 
+def test_a_cache_that_another_user_may_replace_is_not_used(
+    source: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer(source)
+    above = cache.parent.parent
+    kept = above.stat()
+
+    def is_used(mode: int, owner: int = -1, group: int = -1) -> bool:
+        os.chown(above, owner, group)
+        above.chmod(mode)
+        caplog.clear()
+        before = libraries(cache)
+        try:
+            assert answer(source, f"-DMODE={mode}", f"-DOWNER={owner}", f"-DGROUP={group}") == 42
+        finally:
+            os.chown(above, kept.st_uid, kept.st_gid)
+            above.chmod(kept.st_mode)
+        is_refused = f"{above} belongs to another user, or others may write in it" in caplog.text
+        assert is_refused == (libraries(cache) == before)
+        return not is_refused
+
+    assert not is_used(0o777)
+    assert not is_used(0o757)
+    if os.geteuid() == 0:
+        assert not is_used(0o755, owner=12345)
+        assert not is_used(0o1777, owner=12345), "the owner of a sticky folder may rename all in it"
+        assert not is_used(0o775, group=12345)
+    assert is_used(0o1777)
+    assert is_used(0o755)
+
+
 def of_another_machine(target: Path, folder: Path) -> None:
     """A library at ``target`` that depends on one that is missing here."""
     gone, needs = folder / "libgone.so", folder / "needs.cpp"

@@ -2,8 +2,8 @@
 
 The library is cached in ``$XDG_CACHE_HOME/swe_infer/kernels`` (``~/.cache/swe_infer/kernels``). Its name covers the
 instruction set, the sources and flags, the C library and the compiler. A library is executed, so the folder must
-belong to the user, and nobody else may write in it. Where it does not, or cannot be written or executed from, the
-kernels are compiled for the process alone.
+belong to the user, and nobody else may write in it or replace it through a folder above it. Where it does not, or
+cannot be written or executed from, the kernels are compiled for the process alone.
 
 The environment variable ``SWE_INFER_NATIVE_KERNELS`` limits the kernels: ``off`` disables them, ``avx2`` and
 ``avx512`` exclude later instruction sets of x86-64; ``amx`` or nothing is no limit.
@@ -14,10 +14,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import grp
 import hashlib
 import logging
 import os
 import platform
+import pwd
 import re
 import shlex
 import shutil
@@ -158,9 +160,15 @@ def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -
         OSError: the folder cannot be written, is not this user's alone, or programs may not run from it.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    real = folder.resolve()
+    for parent in real.parents:
+        if not _is_safe(parent.lstat()):
+            raise PermissionError(f"{parent} belongs to another user, or others may write in it and replace {folder}")
+    found = real.lstat()
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    if folder.is_symlink() or not is_own:
         raise PermissionError(f"{folder} must be a folder of this user in which nobody else may write")
+    folder = real
     if os.statvfs(folder).f_flag & os.ST_NOEXEC:
         raise PermissionError(f"{folder} is on a file system that is mounted noexec")
     host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -180,6 +188,25 @@ def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -
             except OSError as error:
                 _log.debug("%s: compiled again for this machine: %s", path, error)
         return _compile(command, own[-1])
+
+
+def _is_safe(parent: os.stat_result) -> bool:
+    """Whether nobody but this user and root may rename what this user has in a folder. A sticky one, such as /tmp,
+    prevents it. A group without other members is this user."""
+    if parent.st_uid not in (0, os.geteuid()):
+        return False
+    if parent.st_mode & stat.S_ISVTX or not parent.st_mode & 0o022:
+        return True
+    return not parent.st_mode & 0o002 and _is_private(parent.st_gid)
+
+
+def _is_private(gid: int) -> bool:
+    """Whether a group is that of this user alone, as distributions create it for each user."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def _compiler() -> tuple[list[str], str | None]:
