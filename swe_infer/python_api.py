@@ -79,12 +79,13 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The figures of the run's summary. Dollars are Decimal, other fractions float.
+        """The figures of the run's summary, or of its records if they are newer. Dollars are Decimal, other fractions
+        float.
 
         Raises:
             ConfigError: the file cannot be read.
         """
-        return {key: _number(key, value) for key, value in RunDirectory(self.directory).summary().items()}
+        return {key: _number(key, value) for key, value in RunDirectory(self.directory).latest_summary().items()}
 
     def records(self) -> list[Record]:
         """All records, in the order in which they were written. ``docs/runs.md`` lists their keys.

@@ -71,12 +71,11 @@ def evaluate(directory: Path, options: argparse.Namespace) -> Summary:
     found = open_run(directory)
     with RunStore(directory, found.label, found.locks) as store:  # the lock keeps other processes from resuming it
         verdicts = _verdicts(found, options)
-        counted = store.totals.summary()  # for a run that was killed before it wrote one
-        before: Summary = {**counted, **store.read_summary()}
+        before = RunDirectory(directory).latest_summary()
         summary: Summary = {
             **before,
-            "unreadable_records": counted["unreadable_records"],
-            "unreadable_cost_usd": counted["unreadable_cost_usd"],
+            "unreadable_records": store.totals.unreadable,
+            "unreadable_cost_usd": store.totals.unreadable_usd,
             **save_verdicts(found, verdicts, before),
         }
         store.write_summary(summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ def test_a_finished_report_gives_each_instance_its_verdict(
     assert "resolved 1 of 5 (20.0%), evaluated 4" in capsys.readouterr().out
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert (summary["resolved"], summary["resolved_rate"]) == (1, 0.2)
+
+
+def test_the_summary_of_a_killed_run_counts_its_last_records_after_an_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"a__a-1": "x", "b__b-2": "y"}, LITE)
+    path = run / "summary.json"
+    older = {**json.loads(path.read_text()), "completed": 1, "remaining": 1, "cost_usd": 0.5}
+    path.write_text(json.dumps({**older, "possibly_billed_usd": 0.25}))
+    os.utime(path, (1, 1))
+    report = written(tmp_path / "report.json", {"resolved_ids": ["a__a-1"], "unresolved_ids": ["b__b-2"]})
+    assert evaluate([str(run), "--report", str(report)]) == 0
+    figures = json.loads(path.read_text())
+    found = [figures[key] for key in ("completed", "remaining", "cost_usd", "possibly_billed_usd", "resolved")]
+    assert found == [2, 0, 1.0, 0.25, 1]
 
 
 def test_reports_on_further_samples_join_the_first(tmp_path: Path) -> None:

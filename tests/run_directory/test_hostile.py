@@ -15,6 +15,7 @@ import pytest
 
 from swe_infer.api.batch_journal import Journal
 from swe_infer.api.ledger import Ledger
+from swe_infer.api.sweep_ledgers import record_ledger, recorded_ledgers
 from swe_infer.cli.merge import main as merge_main
 from swe_infer.cli.sweep_jobs import SweepJob, swept_keys
 from swe_infer.cli.sweep_log import SweepLog
@@ -377,3 +378,20 @@ def test_a_ledger_with_odd_values_is_one_line_and_no_cap(tmp_path: Path, stateme
         db.execute(statement)
     with pytest.raises(StoreError, match="has invalid values"):
         Ledger(path, Decimal(1), "own")
+
+
+def test_a_list_of_sweep_ledgers_names_no_other_file(tmp_path: Path) -> None:
+    run, sweep = tmp_path / "a" / "run", tmp_path / "a" / "sweep"
+    run.mkdir(parents=True)
+    sweep.mkdir()
+    (tmp_path / "a" / "other.sqlite").touch()
+    for content in ("", "{", "3", '["../other.sqlite", 3, "\\u0000", "../run", "missing/sweep_ledger.sqlite"]'):
+        (run / "sweep_ledgers.json").write_text(content)
+        assert recorded_ledgers(run) == []
+    ledger = sweep / "sweep_ledger.sqlite"
+    ledger.touch()
+    for _ in range(2):
+        record_ledger(run, ledger)
+        assert recorded_ledgers(run) == [ledger]
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert recorded_ledgers(tmp_path / "b" / "run") == [tmp_path / "b" / "sweep" / "sweep_ledger.sqlite"]

@@ -24,6 +24,7 @@ from swe_infer.cli.patches import recompute
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_run
+from swe_infer.python_api import Run
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Key, Record, possibly_billed_usd, read_records
 from swe_infer.runs.listing import read_run
@@ -623,6 +624,8 @@ def test_figures_that_only_the_summary_knows_survive_an_update_from_the_records(
     listed = read_run(run_directory, "run").summary
     assert (listed["completed"], float(listed["possibly_billed_usd"])) == (2, 0.25)
     assert compare([load_run(run_directory)]).runs[0].possibly_billed_usd == 0.25
+    in_python = Run(run_directory, "run").summary
+    assert (in_python["completed"], in_python["possibly_billed_usd"]) == (2, Decimal("0.25"))
     live = LiveFigures(run_directory, None, 1)
     assert live.update()
     assert float(live.summary(RunDirectory(run_directory).summary())["possibly_billed_usd"]) == 0.25
