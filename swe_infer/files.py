@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import hashlib
 import logging
 import os
+import pwd
 import secrets
 import stat
 import threading
@@ -227,6 +229,55 @@ def sync_directory(directory: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def own_folder(folder: Path) -> Path:
+    """Creates a folder that nobody but this user and root can write in or replace, such as one for programs.
+
+    Returns:
+        Its path without symbolic links.
+
+    Raises:
+        OSError: it cannot be created, or others can.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    real = folder.resolve()
+    for parent in real.parents:
+        if not _is_safe(parent.lstat()):
+            raise PermissionError(f"{parent} belongs to another user, or others may write in it and replace {folder}")
+    found = real.lstat()
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    if folder.is_symlink() or not is_own:
+        raise PermissionError(f"{folder} must be a folder of this user in which nobody else may write")
+    return real
+
+
+def _is_safe(parent: os.stat_result) -> bool:
+    """Whether nobody but this user and root may rename what this user has in a folder. A sticky one, such as /tmp,
+    prevents it. A group without other members is this user."""
+    if parent.st_uid not in (0, os.geteuid(), _unmapped_user()):
+        return False
+    if parent.st_mode & stat.S_ISVTX or not parent.st_mode & 0o022:
+        return True
+    return not parent.st_mode & 0o002 and _is_private(parent.st_gid)
+
+
+def _unmapped_user() -> int:
+    """The owner that Linux shows for files of users outside this user namespace, such as root's in a rootless
+    container. Nobody within it can act as them."""
+    try:
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_private(gid: int) -> bool:
+    """Whether a group is that of this user alone, as distributions create it for each user."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 class OpenFiles:

@@ -14,16 +14,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import grp
 import hashlib
 import logging
 import os
 import platform
-import pwd
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 import time
@@ -32,6 +29,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
+from swe_infer.files import own_folder
 from swe_infer.locks import has_no_locks
 from swe_infer.resources import cache_home
 
@@ -159,16 +157,7 @@ def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -
     Raises:
         OSError: the folder cannot be written, is not this user's alone, or programs may not run from it.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    real = folder.resolve()
-    for parent in real.parents:
-        if not _is_safe(parent.lstat()):
-            raise PermissionError(f"{parent} belongs to another user, or others may write in it and replace {folder}")
-    found = real.lstat()
-    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
-    if folder.is_symlink() or not is_own:
-        raise PermissionError(f"{folder} must be a folder of this user in which nobody else may write")
-    folder = real
+    folder = own_folder(folder)
     if os.statvfs(folder).f_flag & os.ST_NOEXEC:
         raise PermissionError(f"{folder} is on a file system that is mounted noexec")
     host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -188,25 +177,6 @@ def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -
             except OSError as error:
                 _log.debug("%s: compiled again for this machine: %s", path, error)
         return _compile(command, own[-1])
-
-
-def _is_safe(parent: os.stat_result) -> bool:
-    """Whether nobody but this user and root may rename what this user has in a folder. A sticky one, such as /tmp,
-    prevents it. A group without other members is this user."""
-    if parent.st_uid not in (0, os.geteuid()):
-        return False
-    if parent.st_mode & stat.S_ISVTX or not parent.st_mode & 0o022:
-        return True
-    return not parent.st_mode & 0o002 and _is_private(parent.st_gid)
-
-
-def _is_private(gid: int) -> bool:
-    """Whether a group is that of this user alone, as distributions create it for each user."""
-    try:
-        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
-    except KeyError:
-        return False
-    return gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def _compiler() -> tuple[list[str], str | None]:
