@@ -2,6 +2,7 @@
 
     python -m benchmarks.handout                # simulated engines in simulated time
     python -m benchmarks.handout ray            # simulated engines in actors of Ray, real time and processor time
+    python -m benchmarks.handout engines 1024   # as many simulated engines in threads, processor time
 
 Eight engines run 400 instances. *Shards*: each engine gets an eighth of them in advance, balanced by prompt tokens.
 *Routed*: all engines draw on one list, through :func:`choose_worker`. Time is simulated, so results do not depend on
@@ -14,6 +15,9 @@ counts until it is lost.
 
 ``ray`` starts a cluster of this machine alone. It answers 10,000 prompts of 40 kB with 1,000 tokens each, as
 fast as the driver allows, and prints the driver's processor time for an answer. It requires the extra ``ray``.
+
+``engines`` shows what the driver's thread spends on many engines: each runs 16 sequences of 160 s on average, so that
+it gives an answer in 10 s, and reports twice a second. From 10 s after the first answer on, for 20 s.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import heapq
 import itertools
 import json
 import os
+import pickle
 import random
 import sys
 import time
@@ -29,14 +34,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import cast
+from typing import Any, cast
 
 from swe_infer.llama.cluster import RayCluster
-from swe_infer.llama.data_parallel import DataParallelEngine, Worker, choose_worker
+from swe_infer.llama.data_parallel import DataParallelEngine, Report, Worker, choose_worker
 from swe_infer.llama.drafting import DraftSource
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.process_worker import serve_engine
 from swe_infer.llama.sequence import GenerationRequest, RequestOutput
+from swe_infer.llama.stats import EngineStats
 from swe_infer.llama.stopping import StopParams
 from swe_infer.types import Failure, LlamaModel, Prompt, Skip
 
@@ -233,8 +239,58 @@ def measure_driver(count: int = 10_000) -> None:
     group.close()
 
 
+class ReportingWorker(Worker):
+    """An engine of 16 sequences that takes no processor time."""
+
+    def start(self) -> str:
+        self._due: list[tuple[float, int, GenerationRequest]] = []
+        self._count = itertools.count()
+        return "a simulated engine"
+
+    def call(self, commands: bytes) -> bytes:
+        for _, (request, _) in pickle.loads(commands):
+            number = next(self._count)
+            spread = random.uniform(0, 1) if number < _SEQUENCES else random.uniform(0.5, 1.5)
+            heapq.heappush(self._due, (time.monotonic() + 160 * spread, number, request))
+        time.sleep(max(0.0, min(0.5, self._due[0][0] - time.monotonic())) if self._due else 0.0)
+        results: list[Any] = []
+        while self._due and self._due[0][0] <= time.monotonic():
+            request, ids = heapq.heappop(self._due)[2], tuple(range(1000, 2000))
+            output = RequestOutput(request, ids, "x" * 4000, "stop", 12_000, 0, 1000, 0, 0, 0, 0.1, 1.0)
+            results.append((request.key, output))
+        return pickle.dumps(Report(results, 0, bool(self._due), EngineStats().figures()))
+
+    def kill(self, restarts: bool) -> None:
+        return
+
+
+def measure_engines(count: int) -> None:
+    model = LlamaModel(path="package://swe_infer.sample/tiny_llama", device="cpu")
+    options = EngineOptions(max_batch_tokens=65_536, max_sequences=_SEQUENCES)
+    group = DataParallelEngine(model, options, iter([[ReportingWorker() for _ in range(count)]]))
+    requests = (
+        GenerationRequest(number, (), StopParams(1000), source=DraftSource(Prompt(None, f"{number} {'x' * 400}")))
+        for number in itertools.count()
+    )
+    began, answers, spent = float("inf"), 0, 0.0
+    for _ in group.generate(requests, lambda request, why: None):
+        group.figures()  # as for each record
+        began = min(began, time.monotonic())
+        if time.monotonic() < began + 10:
+            answers, spent = 0, -time.thread_time()
+        answers += 1
+        if time.monotonic() > began + 30:
+            break
+    load = round((spent + time.thread_time()) / 20, 3)
+    found = {"engines": count, "answers_per_s": answers / 20, "load_of_the_driver's_thread": load}
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # engines may sleep
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["ray"]:
         measure_driver()
+    elif sys.argv[1:2] == ["engines"]:
+        measure_engines(int(sys.argv[2]))
     else:
         main()

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ MAX_RESTARTS = 8  # of an engine without an answer in between
 _LOAD_TIMEOUT = 10  # in stall timeouts
 _STEPS_AHEAD = 2  # for which an engine queues prompts: while one runs, the next is in transit
 _POLL_S, _NEW_WORKERS_INTERVAL_S = 0.2, 5.0
+_PAUSE_S = 2e-5  # for each engine: looking at all of them takes a few per cent of the driver's time
 
 
 class WorkerDied(SweInferError):
@@ -140,7 +142,7 @@ class DataParallelEngine:
         self._losses: Counter[Hashable] = Counter()
         self._waiting: deque[GenerationRequest] = deque()
         self._alone: deque[GenerationRequest] = deque()
-        self._polled = self._look_at = 0.0
+        self._polled = self._look_at = self._merged_until = 0.0
         try:
             _, config, self.tokenizer, self.defaults = read_checkpoint(model)
             self.end_tokens = end_tokens(config, self.defaults, self.tokenizer)
@@ -189,9 +191,11 @@ class DataParallelEngine:
         while True:
             if not self._waiting and (request := next(source, None)) is not None:
                 self._waiting.append(request)
-            tried = [w for w in workers if w.answered] or ([] if self._waiting else workers)
-            idle = next((w for w in tried if not (w.outstanding or w.waits)), None)
-            if self._alone and idle is not None:
+            idle = None
+            if self._alone:
+                tried = [w for w in workers if w.answered] or ([] if self._waiting else workers)
+                idle = next((w for w in tried if not (w.outstanding or w.waits)), None)
+            if idle is not None:
                 idle.assign(self._alone.popleft(), alone=True)
             elif self._waiting and (worker := choose_worker(workers, self._waiting[0], self.options)) is not None:
                 worker.assign(self._waiting.popleft())
@@ -210,7 +214,7 @@ class DataParallelEngine:
                 worker.commands, worker.waits, worker.waited_s = [], True, 0.0
 
     def _poll(self) -> list[RequestOutput]:
-        """Handle the next report, if one comes soon. Returns its answers."""
+        """Handle the next reports, if one comes soon. Returns their answers."""
         now = time.monotonic()
         elapsed, self._polled = min(now - self._polled, 1.0), now  # a longer pause was one of this process
         if now >= self._look_at:
@@ -224,15 +228,18 @@ class DataParallelEngine:
                 _log.warning("%s is killed after %.3g s without a report", worker.name, worker.waited_s)
                 worker.waited_s = -inf
                 worker.kill(True)
-        try:
+        answers: list[RequestOutput] = []
+        with suppress(queue.Empty):
             worker, reply = self._replies.get(timeout=_POLL_S)
-        except queue.Empty:
-            return []
-        worker.waits, worker.waited_s = False, -inf
-        if isinstance(reply, Report):
-            return self._handle_report(worker, reply)
-        self._handle_error(worker, reply)
-        return []
+            time.sleep(_PAUSE_S * len(self._all))
+            while True:
+                worker.waits, worker.waited_s = False, -inf
+                if isinstance(reply, Report):
+                    answers += self._handle_report(worker, reply)
+                else:
+                    self._handle_error(worker, reply)
+                worker, reply = self._replies.get_nowait()
+        return answers
 
     def _handle_report(self, worker: Worker, report: Report) -> list[RequestOutput]:
         if not worker.ready:
@@ -291,6 +298,7 @@ class DataParallelEngine:
 
     def abandon(self) -> None:
         """Drop all requests in flight."""
+        self._merged_until = 0.0
         for requests in (self._losses, self._waiting, self._alone):
             requests.clear()
         for worker in self.workers:
@@ -300,14 +308,20 @@ class DataParallelEngine:
 
     def reset_stats(self) -> None:
         """Start new statistics. The figures of each engine follow with its next report."""
+        self._merged_until = 0.0
         for worker in self.workers:
             worker.figures = None
             worker.commands.append(("reset_stats", None))
 
     def figures(self) -> dict[str, float]:
-        """Counts and rates of the engines that are ready are summed, shares averaged."""
-        known = [worker.figures for worker in self.workers if worker.figures is not None]
-        return {"workers": len(self.workers), **merged_figures(known)}
+        """Counts and rates of the engines that are ready are summed, shares averaged. Within a run they may be two
+        milliseconds old for each engine."""
+        now = time.monotonic()
+        if now >= self._merged_until:
+            known = [worker.figures for worker in self.workers if worker.figures is not None]
+            self._merged = {"workers": float(len(self.workers)), **merged_figures(known)}
+            self._merged_until = now + 0.002 * len(known)
+        return self._merged
 
     def close(self) -> None:
         """Stop the workers."""
