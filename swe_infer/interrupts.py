@@ -107,9 +107,9 @@ class Interrupts:
             self._scopes.append(_Scope(True, says))
 
     def spare_children(self) -> None:
-        """Block SIGINT in processes that are started later, such as those of a launcher: a terminal's Ctrl-C would
-        end them with a traceback before they install handlers. They inherit the signal mask of the main thread;
-        another thread receives SIGINT for this process."""
+        """Block SIGINT and SIGHUP in processes that are started later, such as those of a launcher: Ctrl-C or the end
+        of the terminal would end them before they install handlers. They inherit the signal mask of the main thread;
+        another thread receives the signals for this process."""
         receiving = threading.Event()
 
         def receive() -> None:
@@ -118,7 +118,12 @@ class Interrupts:
 
         threading.Thread(target=receive, name="interrupts", daemon=True).start()
         receiving.wait()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        spared = {signal.SIGINT, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, spared)
+        from multiprocessing import resource_tracker  # a single run does not need it
+
+        resource_tracker.ensure_running()  # a launcher would start it, which unblocks SIGINT
+        signal.pthread_sigmask(signal.SIG_BLOCK, spared)
 
     @contextmanager
     def second(self, stop_now: Callable[[], object]) -> Iterator[None]:

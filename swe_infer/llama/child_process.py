@@ -19,9 +19,11 @@ def start_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
     continue, so that it can finish requests in flight.
     """
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(target, *arguments), daemon=True)
-    resource_tracker.ensure_running()  # its start unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
+        resource_tracker.ensure_running()  # its start unblocks SIGINT and SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

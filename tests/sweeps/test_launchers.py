@@ -121,6 +121,32 @@ def test_ctrl_c_ends_the_running_jobs_and_starts_no_other(launcher: str, tmp_pat
         assert set(server.log.answers_by_prompt().values()) == {points}, "what was in flight was kept"
 
 
+@pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
+def test_ctrl_c_while_workers_start_is_one_line(launcher: str, tmp_path: Path) -> None:
+    """A worker that starts has no handler for a terminal's signals yet, so it inherits them blocked."""
+    with ApiServer() as server:
+        process = Sweep(server, tmp_path, count=2).start(launcher, "decoding.temperature=0,1")
+        workers: list[int] = []
+        while len(workers) < 2 and process.poll() is None:
+            time.sleep(0.01)
+            workers = [pid for pid in descendants(process.pid) if b"popen_loky" in of_process(pid, "cmdline")]
+        masks = [re.findall(rb"SigBlk:\s(\w+)", of_process(pid, "status")) for pid in workers]
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert all(int(mask, 16) & 0b11 == 0b11 for found in masks for mask in found), "SIGHUP and SIGINT"
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.count("interrupted") == 1
+
+
+def of_process(pid: int, name: str) -> bytes:
+    """A file of ``/proc``; empty if the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
 def worker_of(pid: int) -> int:
     """A descendant of ``pid`` that executes a run: it has a run directory open."""
     for child in sorted(descendants(pid)):
