@@ -140,11 +140,13 @@ _TRANSIENT = (408, 409, 424, 425)
 """HTTP statuses below 500. 424: text-generation-inference failed while it generated."""
 _TOO_LARGE = re.compile(r"\brequest too large\b", re.IGNORECASE)
 _TRY_AGAIN = re.compile(
-    r"\b(?:try again|retry) (?:in|after) "
+    r"\b(?:(?:try again|retry) (?:in|after)|please wait|available in) "
     r"((?:\d+(?:\.\d+)?(?:ms|d|h|m|s)(?![a-z]))+|\d+(?:\.\d+)?(?= ?seconds?\b))",
     re.IGNORECASE,
 )
 
+_LONGEST_FIELD_S = 86_400
+"""A larger ``retry_after`` is no number of seconds."""
 _EVENTS = re.compile(r"\s*(?:data|event|id|retry)?:")
 _EVENT = re.compile(r"^data: ?(\{.*)$", re.MULTILINE)
 
@@ -355,10 +357,14 @@ def _details(body: Any) -> list[Any]:
 
 
 def _waits_s(body: Any, message: str) -> Iterator[float]:
-    """The waits in seconds that an error body states: Google's RetryInfo, the message, and OpenRouter's copy of
-    headers."""
+    """The waits in seconds that an error body states: Google's RetryInfo, the message, a field of gateways, and
+    OpenRouter's copy of headers."""
     error = _error_of(body)
-    metadata = error.get("metadata") if isinstance(error, dict) else None
+    error = error if isinstance(error, dict) else {}
+    field = error.get("retry_after")
+    if isinstance(field, int | float) and not isinstance(field, bool) and 0 <= field < _LONGEST_FIELD_S:
+        yield float(field)
+    metadata = error.get("metadata")
     copied = metadata.get("headers") if isinstance(metadata, dict) else None
     reset = copied.get("X-RateLimit-Reset") if isinstance(copied, dict) else None
     if isinstance(reset, str) and (wait := reset_s(reset, {})) is not None:

@@ -187,6 +187,26 @@ def test_a_wait_in_the_message_counts_where_the_headers_are_silent() -> None:
     assert told.retry_after_s == 0.02
 
 
+@pytest.mark.parametrize(
+    ("error", "wait_s"),
+    [
+        # PostHog/posthog #82310: a field of the body
+        ({"message": "slow down", "retry_after": 30}, 30.0),
+        ({"message": "slow down", "retry_after": 0.5}, 0.5),
+        ({"message": "slow down", "retry_after": 1_800_000_000_000}, None),
+        ({"message": "slow down", "retry_after": True}, None),
+        ({"message": "slow down", "retry_after": float("nan")}, None),
+        # GitHub Models; Django REST framework (rest_framework.exceptions.Throttled)
+        ({"message": "Rate limit of 15 per 60s exceeded. Please wait 42 seconds before retrying."}, 42.0),
+        ({"message": "Request was throttled. Expected available in 12 seconds."}, 12.0),
+    ],
+)
+def test_the_waits_of_gateways_are_read(error: dict[str, Any], wait_s: float | None) -> None:
+    found = of(429, {"error": error})
+    assert isinstance(found, RateLimited)
+    assert found.retry_after_s == wait_s
+
+
 def test_the_reset_that_openrouter_states_in_the_body_is_a_wait() -> None:
     # Gitlawb/openclaude #936: a time in milliseconds
     headers = {
