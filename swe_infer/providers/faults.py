@@ -33,17 +33,25 @@ _LONGEST_SEARCHED = 8192
 _MESSAGES = ("message", "Message", "error", "detail", "errors", "msg")
 """Keys of the words of an error; the last two are Cloudflare's and Z.ai's."""
 
-_OVERFLOW_CODES = {"context_length_exceeded", "string_above_max_length", "exceed_context_size_error"}
+_OVERFLOW_CODES = {
+    "context_length_exceeded",
+    "string_above_max_length",
+    "exceed_context_size_error",
+    "tokens_limit_reached",
+    "model_max_prompt_tokens_exceeded",
+}
+"""The last two are GitHub's."""
 _OVERFLOW = re.compile(
     r"maximum context length|context[_ ](window|limit|length|size)|prompt is too long|input is too long"
     r"|(too many|exceeds?( the)?( maximum)?( number of)?) (input |prompt )?tokens|string too long"
     r"|reduce the length of the (messages|prompt|input)|maximum prompt length|exceeded model token limit"
-    r"|`inputs` (tokens \+ `max_new_tokens` must be|must have less than)|prompt exceeds max length"
-    r"|range of input length should be|exceeded limit on max bytes|token count\b.{0,40}\bexceeds",
+    r"|\binputs. (tokens (\+|and) .max_new_tokens. must|must have less than)|prompt exceeds max length"
+    r"|range of input length should be|exceeded limit on max bytes|token count\b.{0,40}\bexceeds"
+    r"|tokens in the prompt (exceeds|cannot exceed)",
     re.IGNORECASE,
 )
 """The words of many servers; from ``maximum prompt length`` on of xAI, Kimi, text-generation-inference, Z.ai,
-DashScope and GitHub Copilot."""
+DashScope, GitHub and Cohere."""
 _THROTTLED = re.compile(r"too many (tokens|requests)( per day)?, please wait", re.IGNORECASE)
 """Bedrock's rate limit, whose words are close to those of an overflow."""
 _QUOTA_CODES = {
@@ -55,11 +63,12 @@ _QUOTA_CODES = {
 }
 _QUOTA = re.compile(
     r"credit balance is too low|exceeded your current quota|insufficient (credits|balance)|specified API usage limits"
-    r"|used all available credits|monthly spending limit|free-models-per-day|too many tokens per day",
+    r"|used all available credits|monthly spending limit|free-models-per-day|too many tokens per day"
+    r"|(tokens|requests) per day limit exceeded",
     re.IGNORECASE,
 )
 """The words of many vendors; from ``specified API usage limits`` on of Anthropic's limit of a month, xAI, Fireworks,
-and the limits of a day of OpenRouter and Bedrock."""
+and the limits of a day of OpenRouter, Bedrock and Cerebras."""
 _QUOTA_STATUSES = (400, 403, 412, 429, 500)
 """412 is Fireworks', 500 MiniMax's."""
 _TOKENS_PER_MINUTE = "error-code#token-limit"

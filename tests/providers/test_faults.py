@@ -57,6 +57,8 @@ def openai(message: str, code: str | None = None, kind: str = "invalid_request_e
         "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 983616]",
         "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
         "prompt token count of 128531 exceeds the limit of 128000",
+        "The sum of 'inputs' tokens and 'max_new_tokens' must not exceed 4097.",
+        "The total number of tokens in the prompt exceeds the limit of 4081 tokens.",
     ],
 )
 def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
@@ -124,6 +126,11 @@ def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
         (400, openai("Access denied, please make sure your account is in good standing.", "Arrearage", "Arrearage"), QuotaExhausted),  # noqa: E501
         (429, openai("You exceeded your current quota, please check your plan and billing details. For details, see: https://help.aliyun.com/zh/model-studio/error-code#token-limit", "insufficient_quota", "insufficient_quota"), RateLimited),  # noqa: E501
         (400, openai("Input data may contain inappropriate content.", "data_inspection_failed", "data_inspection_failed"), PromptFiltered),  # noqa: E501
+        # GitHub Models' limit of a prompt
+        (413, {"error": {"code": "tokens_limit_reached", "message": "Request body too large for gpt-4o model. Max size: 8000 tokens."}}, ContextOverflow),  # noqa: E501
+        # Cerebras (inference-docs.cerebras.ai/support/error)
+        (429, {"message": "Tokens per day limit exceeded - too many tokens processed.", "type": "too_many_tokens_error", "param": "quota", "code": "token_quota_exceeded"}, QuotaExhausted),  # noqa: E501
+        (429, {"message": "Requests per minute limit exceeded - too many requests sent.", "type": "too_many_requests_error", "param": "quota", "code": "request_quota_exceeded"}, RateLimited),  # noqa: E501
         # Aider-AI/aider #3936 (OpenRouter); anthropics/claude-code #236 (Bedrock)
         (429, {"error": {"message": "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock 1000 free model requests per day", "code": 429}}, QuotaExhausted),  # noqa: E501
         (429, {"message": "Too many tokens, please wait before trying again."}, RateLimited),
