@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engine.sampler = SteeredSampler(answers)
     most = [asked.new] * len(rows) if asked.own else [len(answer) for answer in answers]
     end = engine.end_tokens if asked.own else frozenset()
-    with threads_for(engine.model):
+    with threads_for(engine.model.config, engine.model.device):
         one_run(engine, requests_for(prompts, [1] * len(rows), "none", sources), len(rows))
         variants: dict[str, Callable[[int], Times]] = {
             kind: partial(one_run, engine, requests_for(prompts, most, kind, sources, end)) for kind in asked.drafters

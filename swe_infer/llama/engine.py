@@ -392,7 +392,7 @@ class Engine:
             on_rejected: called with the outcome of a request that cannot run.
             stop: once set, no new request is started; running ones complete.
         """
-        with threads_for(self.model):
+        with threads_for(self.model.config, self.model.device, self.model.shard.count):
             yield from self._generate(iter(requests), on_rejected, stop)
 
     def _generate(
@@ -497,13 +497,13 @@ def _freeze_gc() -> None:
 
 
 @contextmanager
-def threads_for(model: LlamaForCausalLM) -> Iterator[None]:
+def threads_for(config: LlamaConfig, device: torch.device, ranks: int = 1) -> Iterator[None]:
     """Use one thread for a small model on a CPU: its matrix products are too short for several threads. Divide the
     threads among tensor-parallel ranks. Figures: ``benchmarks/README.md``."""
     before = torch.get_num_threads()
-    if model.device.type == "cpu" and model.shard.count > 1:
-        torch.set_num_threads(max(1, before // model.shard.count))
-    if model.device.type == "cpu" and model.config.parameters < _ONE_THREAD_PARAMETERS:
+    if device.type == "cpu" and ranks > 1:
+        torch.set_num_threads(max(1, before // ranks))
+    if device.type == "cpu" and config.parameters < _ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
     try:
         yield
@@ -533,7 +533,8 @@ def _load_network(
             tp_group.close()
             raise
         return network, tp_group
-    return load_part(replace(model, device=str(device)), directory, config, SINGLE_RANK), None
+    with threads_for(config, device):
+        return load_part(replace(model, device=str(device)), directory, config, SINGLE_RANK), None
 
 
 def _encode(tokenizer: LlamaTokenizer, prompt: Prompt) -> tuple[int, ...]:

@@ -97,7 +97,7 @@ def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: 
         if model.device == "cpu" or not torch.cuda.is_available():
             torch.set_num_threads(threads)
         engine = Engine.load(model, options)
-        with threads_for(engine.model):
+        with threads_for(engine.model.config, engine.model.device, engine.model.shard.count):
             serve_engine(pipe, engine)
     except Exception as error:  # noqa: BLE001 - every failure is reported
         if not isinstance(error, SweInferError):

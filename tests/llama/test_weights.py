@@ -27,6 +27,18 @@ if TYPE_CHECKING:
     from tests.llama.helpers import load, random_prompt
     from tests.support.checkpoints import make_checkpoint, reference
 
+THREADS = """
+import os
+import torch
+from swe_infer.llama.engine import Engine, EngineOptions
+from swe_infer.types import LlamaModel
+
+torch.set_num_threads(3)
+before = len(os.listdir("/proc/self/task"))
+Engine.load(LlamaModel(path="package://swe_infer.sample/tiny_llama", device="cpu"), EngineOptions(kv_cache_gb=0.05))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
 PEAK_MEMORY = """
 import sys
 from pathlib import Path
@@ -321,3 +333,9 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read() -> None:
     check_memory(10**9, 10**9, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"the weights take 140\.0 GB and cuda:0 has 80\.0 GB free"):
         check_memory(140 * 10**9, 80 * 10**9, torch.device("cuda:0"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
+def test_a_small_model_is_loaded_on_one_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
