@@ -55,6 +55,7 @@ def main() -> NoReturn:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     task = HydraTask()
     try:
+        _check_working_directory()
         sys.argv[1:] = hydra_arguments(sys.argv[1:])
         if (cfg := _compose_single_run(sys.argv[1:])) is not None:
             task(cfg)
@@ -79,6 +80,18 @@ def main() -> NoReturn:
     finally:
         task.finish_tracking()
     sys.exit(task.status)
+
+
+def _check_working_directory() -> None:
+    """Hydra, and every relative path, needs it.
+
+    Raises:
+        ConfigError: it was removed, or a folder above it may not be read.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(f"the working directory cannot be used ({error.strerror}); change to another one") from None
 
 
 def _compose_single_run(arguments: Sequence[str]) -> DictConfig | None:

@@ -267,6 +267,20 @@ def test_errors_suggest_what_was_meant(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_working_directory_that_was_removed_is_one_line(tmp_path: Path) -> None:
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    command = f'rmdir "{removed}"; exec "{sys.executable}" -m swe_infer dry_run=true'
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=removed, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: the working directory cannot be used (No such file or directory); change to another one\n"
+    )
+
+
 def test_overrides_may_come_before_and_after_a_flag(tmp_path: Path) -> None:
     result = swe_infer("decoding.n=2", "--cfg", "job", "decoding.seed=7", "-p", "decoding", cwd=tmp_path)
     assert "'n': 2" in result.stdout
