@@ -28,12 +28,13 @@ from swe_infer.remote.reading import readable_path
 from swe_infer.remote.writing import written_folder
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Summary, Totals, selection_figures
+from swe_infer.run_directory.figures import Summary, selection_figures
 from swe_infer.run_directory.history import totals_over_time
 from swe_infer.run_directory.provenance import merged_provenance, read_provenance, write_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage
 from swe_infer.run_directory.store import RunStore
+from swe_infer.run_directory.totals import Totals
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.state import folder_of

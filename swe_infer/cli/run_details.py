@@ -15,10 +15,10 @@ from swe_infer.cli.tables import print_rows, summary_rows
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.remote.paths import displayed
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Totals
 from swe_infer.run_directory.provenance import Provenance, read_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage, Key, Record, key_of, purpose_of, supersedes, turn_of
+from swe_infer.run_directory.totals import Totals
 from swe_infer.runs.listing import ListedRun
 from swe_infer.text import clean, first_line, shown
 from swe_infer.tracking.state import read_state

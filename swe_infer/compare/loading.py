@@ -15,10 +15,11 @@ from swe_infer.compare.sources import Source, find_sources
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
 from swe_infer.progress import progress
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Summary, Totals, TurnFigures, sum_usd
+from swe_infer.run_directory.figures import Summary, TurnFigures, sum_usd
 from swe_infer.run_directory.predictions import Selected
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage, Key, Record, key_of, purpose_of, supersedes, turn_of, usage_of
+from swe_infer.run_directory.totals import Totals
 from swe_infer.text import flatten
 from swe_infer.types import MAX_SAMPLES, Usage
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Totals
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Record
+from swe_infer.run_directory.totals import Totals
 
 _LONGEST_PAUSE_S = 60.0
 """A longer time without a record, beyond the latency of the next one, is between two commands."""

@@ -17,7 +17,7 @@ from swe_infer.errors import ConfigError
 from swe_infer.files import open_regular
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage
-from swe_infer.run_directory.figures import Summary, Totals, plausible
+from swe_infer.run_directory.figures import Summary, plausible
 from swe_infer.run_directory.predictions import Candidate, Selected, read_selected
 from swe_infer.run_directory.records import (
     LONGEST_LINE,
@@ -30,6 +30,7 @@ from swe_infer.run_directory.records import (
     supersedes,
     turn_of,
 )  # fmt: skip
+from swe_infer.run_directory.totals import Totals
 from swe_infer.run_directory.verdicts import read_verdicts
 from swe_infer.text import bounded_json, first_line
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from swe_infer.errors import StoreError
 from swe_infer.files import create_beside, open_regular, sync_directory
-from swe_infer.run_directory.figures import Totals
 from swe_infer.run_directory.records import LONGEST_LINE, Damage, Record, read_records, split_line
+from swe_infer.run_directory.totals import Totals
 
 _INSTANCE = re.compile(rb'"instance_id"\s*:\s*("(?:[^"\\]|\\.){0,1000}")')
 

@@ -42,7 +42,7 @@ from swe_infer.prompt_images import shown_url
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage, write_coverage
 from swe_infer.run_directory.fallback import Fallback, fallback_lines
-from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.lock import locked
 from swe_infer.run_directory.predictions import PredictionFiles, Selector, write_harness_predictions
 from swe_infer.run_directory.reader import RunDirectory
@@ -61,6 +61,7 @@ from swe_infer.run_directory.records import (
     supersedes,
     turn_of,
 )  # fmt: skip
+from swe_infer.run_directory.totals import Totals
 from swe_infer.types import Completion, Failure, Outcome, PatchResult, Prompt, Request, Skip, Usage
 
 log = logging.getLogger(__name__)

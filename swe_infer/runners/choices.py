@@ -12,9 +12,9 @@ from swe_infer.data.choices import FileChoices, load_file_choices
 from swe_infer.data.images import NOT_ACCEPTED
 from swe_infer.data.select import LengthFilter, Selection
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
-from swe_infer.run_directory.figures import Totals
 from swe_infer.run_directory.records import Record, purpose_of
 from swe_infer.run_directory.store import reusable_auxiliary
+from swe_infer.run_directory.totals import Totals
 from swe_infer.types import Completion, Decoding, Failure, Outcome, Prompt, Request
 
 NOT_AVAILABLE = "RepositoryNotAvailable"

@@ -12,10 +12,10 @@ from pathlib import Path
 from swe_infer.data.select import Selection
 from swe_infer.feedback.base import Feedback, NoFeedback
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Totals
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage
 from swe_infer.run_directory.store import reusable_records
+from swe_infer.run_directory.totals import Totals
 from swe_infer.runners.base import PendingSamples, Runner
 from swe_infer.runners.choices import LENGTH_SKIPS, RECHECKED_SKIPS, FileChoiceRequests, lacks_answer
 from swe_infer.runners.instances import coverage_of

@@ -15,9 +15,9 @@ from swe_infer.errors import DataError
 from swe_infer.feedback.base import Feedback
 from swe_infer.feedback.message import without_lone_surrogates
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.figures import Totals
 from swe_infer.run_directory.records import Key, Record, key_of, located_records, record_at, turn_of
 from swe_infer.run_directory.store import conversation_digest, reusable_turns
+from swe_infer.run_directory.totals import Totals
 from swe_infer.types import Decoding, EditFormat, Prompt, Request, Skip, Turn
 
 log = logging.getLogger(__name__)

@@ -21,12 +21,13 @@ from swe_infer.files import hidden_beside, open_regular, sync_directory
 from swe_infer.locks import Locks, locks_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.fallback import fallback_lines
-from swe_infer.run_directory.figures import Totals, sum_usd
+from swe_infer.run_directory.figures import sum_usd
 from swe_infer.run_directory.lock import is_locked, locked
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage
 from swe_infer.run_directory.store import recover_records
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, from_stored, sweep_entries, sweep_runs, to_stored
+from swe_infer.run_directory.totals import Totals
 from swe_infer.text import dollars
 from swe_infer.tracking.state import moved_state
 

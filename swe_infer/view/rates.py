@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from swe_infer.compare.analysis import Rate, figures_of
 from swe_infer.compare.loading import LoadedRun
 from swe_infer.compare.statistics import clustered_wilson
-from swe_infer.run_directory.figures import Summary, Totals, applying, covered_samples
+from swe_infer.run_directory.figures import Summary, applying, covered_samples
 from swe_infer.run_directory.intervals import wilson
+from swe_infer.run_directory.totals import Totals
 
 
 @dataclass(frozen=True, slots=True)

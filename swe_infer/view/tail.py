@@ -10,8 +10,9 @@ from typing import cast
 from swe_infer.files import open_regular
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.records import LONGEST_LINE, Record, split_line
+from swe_infer.run_directory.totals import Totals
 
 _CHUNK = 1 << 20
 _MOST_BYTES = 1 << 26

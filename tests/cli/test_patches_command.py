@@ -15,10 +15,10 @@ import pytest
 from swe_infer.cli.patches import main
 from swe_infer.errors import StoreError
 from swe_infer.patches import VERSION
-from swe_infer.run_directory.figures import Totals
 from swe_infer.run_directory.records import Damage, read_records, without_answers
 from swe_infer.run_directory.rewrite import rewrite_records
 from swe_infer.run_directory.store import RunStore
+from swe_infer.run_directory.totals import Totals
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances

@@ -10,7 +10,7 @@ from swe_infer.api.batch_journal import Batch, Item, Journal, open_batches
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_run, read_texts
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import FIGURES, Totals, figure, plausible
+from swe_infer.run_directory.figures import FIGURES, figure, plausible
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import located_records, purpose_of, record_at, without_answers
 from swe_infer.run_directory.rewrite import rewrite_records
@@ -22,6 +22,7 @@ from swe_infer.run_directory.store import (
     reusable_records,
     reusable_turns,
 )  # fmt: skip
+from swe_infer.run_directory.totals import Totals
 from swe_infer.tracking.metrics import Predictions, metrics_of
 from swe_infer.types import Completion, Decoding, Failure, PatchResult, Prompt, Purpose, Request, Usage
 

@@ -17,10 +17,11 @@ from swe_infer.cli.tables import print_summary
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_run
 from swe_infer.errors import ConfigError
-from swe_infer.run_directory.figures import Summary, Totals, figure, patch_rates, resolved_figures
+from swe_infer.run_directory.figures import Summary, figure, patch_rates, resolved_figures
 from swe_infer.run_directory.objective import Objective
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.store import RunStore, record_of
+from swe_infer.run_directory.totals import Totals
 from swe_infer.runners.progress import Progress
 from swe_infer.tracking.metrics import metrics_of
 from swe_infer.types import Completion, Failure, PatchResult, PatchStatus, Skip, Usage
