@@ -40,6 +40,7 @@ _WITHOUT_FORMER_KEYS = 1
 _SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL, answer TEXT NOT NULL
 )"""
+"""With row ids, so that answers are appended: sorted by their keys, every few of them would split a page."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,7 @@ class DataParallelEngine:
         self._waiting: deque[GenerationRequest] = deque()
         self._alone: deque[GenerationRequest] = deque()
         self._polled = self._look_at = self._merged_until = 0.0
+        self._merged: dict[str, float] = {}
         try:
             _, config, self.tokenizer, self.defaults = read_checkpoint(model)
             self.end_tokens = end_tokens(config, self.defaults, self.tokenizer)
@@ -319,7 +320,7 @@ class DataParallelEngine:
         now = time.monotonic()
         if now >= self._merged_until:
             known = [worker.figures for worker in self.workers if worker.figures is not None]
-            self._merged = {"workers": float(len(self.workers)), **merged_figures(known)}
+            self._merged = {"workers": len(self.workers), **merged_figures(known)}
             self._merged_until = now + 0.002 * len(known)
         return self._merged
 

@@ -416,8 +416,9 @@ def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 
     try:
         inputs = token_count(usage, "prompt_tokens", "input_tokens")
         outputs = token_count(usage, "completion_tokens", "output_tokens")
-        of_input = _details(usage, "prompt_tokens_details", "input_tokens_details", "prompt_token_details")
-        of_output = _details(usage, "completion_tokens_details", "output_tokens_details")
+        names = ("prompt_tokens_details", "input_tokens_details", "prompt_token_details")
+        of_input = next((usage[name] for name in names if usage.get(name)), None)
+        of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
         reasoning = optional_count(of_output, "reasoning_tokens")
         cached = optional_count(of_input, "cached_tokens") or optional_count(
             usage, "cached_tokens", "prompt_cache_hit_tokens", "num_cached_tokens", "cache_read_input_tokens"
@@ -441,12 +442,6 @@ def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 
         reasoning_tokens=reasoning,
     )
     return checked_usage(stated, request, text, choices)
-
-
-def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """The details of a count; empty if there are none, or another vendor's, such as Google's list by modality."""
-    found: Any = next((usage[name] for name in names if usage.get(name)), {})
-    return found if isinstance(found, dict) else {}
 
 
 def openai_bill(body: Mapping[str, Any]) -> Bill:

@@ -56,7 +56,7 @@ def imported(result: subprocess.CompletedProcess[str]) -> set[str]:
         (["--cfg", "job", "model=gpt-4o", "dataset=swebench_oracle"], 0, 450),
         (["decoding.tempratur=1"], 2, 450),
         (["-m", "decoding.tempratur=1,2"], 2, 450),
-        (["model=gpt-4o", "provider=openai", "shard.index=0"], 2, 530),
+        (["model=gpt-4o", "provider=openai", "shard.index=0"], 2, 540),
         (["dataset=jsonl", "tracker=none"], 2, 450),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),

@@ -22,11 +22,13 @@ from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.types import DrafterKind, EditFormat, Failure, LlamaModel, Skip
 from tests.llama.drafts import PROMPT, source_of
+from tests.support.steps import calls_of
 
 if TYPE_CHECKING:
     from swe_infer.llama.data_parallel import MAX_RESTARTS, DataParallelEngine, Report, Worker, WorkerDied
     from swe_infer.llama.engine import EngineOptions
     from swe_infer.llama.process_worker import serve
+    from swe_infer.llama.stats import merged_figures
     from tests.llama.helpers import ask, engine_of, generate, random_prompt, refuse
 
 
@@ -298,6 +300,14 @@ def test_an_engine_makes_the_patch_of_its_answer_from_the_source_that_it_was_sen
         made = answers[key].patch
         assert made == make_patch(patched.stop_params.prefill + answers[key].text, source.files, form)
         assert "+def show(calendar):" in made.patch
+    group.close()
+
+
+def test_figures_are_not_merged_for_each_record(model: LlamaModel) -> None:
+    group = group_of(model, thread_worker(model, "engine"))
+    list(group.generate(requests(2), refuse))
+    assert group.figures()["forward_passes"] > 0
+    assert calls_of(merged_figures.__code__, lambda: [group.figures() for _ in range(1000)]) < 500
     group.close()
 
 

@@ -218,7 +218,6 @@ def test_certificates_that_are_not_there_are_named(tmp_path: Path, monkeypatch: 
     check_connection_settings("https://host.example/v1")
 
 
-@pytest.mark.slow  # the first import of boto3 opens a socket
 def test_a_bundle_of_certificates_that_credentials_need_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

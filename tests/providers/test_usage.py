@@ -129,15 +129,6 @@ CHAT: list[tuple[str, dict[str, Any], Usage]] = [
         },
         Usage(900, 10, 800, 5),
     ),
-    # Google's details are a list by modality (google.genai.types.GenerateContentResponseUsageMetadata).
-    (
-        "details of another vendor",
-        {
-            "prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14,
-            "prompt_tokens_details": [{"modality": "TEXT", "token_count": 9}],
-        },
-        Usage(9, 0, 0, 5),
-    ),
     # vLLM: details are null unless a flag is set (github.com/vllm-project/vllm/issues/44961).
     (
         "vLLM",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,6 @@ from swe_infer.data.base import RowsView
 from swe_infer.data.jsonl import JsonlDataset, JsonlRows
 from swe_infer.data.normalise import Normaliser
 from swe_infer.types import Instance
-from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.options import composed
@@ -172,10 +173,11 @@ runpy.run_module("swe_infer", run_name="__main__", alter_sys=True)
 def test_the_launch_of_a_job_does_not_compose_it_again(tmp_path: Path) -> None:
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, count=1)
-        done = commands.run(
-            "-c", COUNT, "-m", *sweep.base, "decoding=sample", "decoding.seed=1", "decoding.temperature=0.1,0.2,0.3",
-            cwd=tmp_path, env=sweep.environment,
-        )  # fmt: skip
+        values = ["decoding=sample", "decoding.seed=1", "decoding.temperature=0.1,0.2,0.3"]
+        command = [sys.executable, "-c", COUNT, "-m", *sweep.base, *values]  # a forked one has composed options
+        done = subprocess.run(
+            command, cwd=tmp_path, env=sweep.environment, capture_output=True, text=True, check=False
+        )
         asked = {exchange.body["temperature"] for exchange in server.log.asked()}
     assert done.returncode == 0, done.stderr
     assert asked == {0.1, 0.2, 0.3}
