@@ -15,6 +15,7 @@ import os
 import pwd
 import secrets
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -219,6 +220,25 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def sync_data(descriptor: int) -> None:
+    """Make what was written to a file survive a power failure."""
+    if sys.platform == "linux":
+        os.fdatasync(descriptor)
+    else:
+        os.fsync(descriptor)
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Allocate disk blocks for the first ``size`` bytes of a file.
+
+    Raises:
+        OSError: there is no space, or the system or the file system cannot do it.
+    """
+    if sys.platform != "linux":
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    os.posix_fallocate(descriptor, 0, size)
+
+
 def sync_directory(directory: Path) -> None:
     """Make created and renamed files survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -350,7 +370,7 @@ class Syncer:
         with self._lock:
             count = len(self._lines)
             try:
-                os.fdatasync(self._descriptor)
+                sync_data(self._descriptor)
             except OSError as error:
                 if error.errno not in _CANNOT_SYNC:
                     self._error = self._error or error

@@ -270,3 +270,13 @@ def test_a_command_of_a_failed_test_ends_with_it(tmp_path: Path) -> None:
     assert started.wait(60) == -signal.SIGKILL
     assert earlier.poll() is None
     earlier.end()
+
+
+@pytest.mark.full
+def test_what_macos_lacks_is_used_in_the_kernels_alone(tmp_path: Path) -> None:
+    """mypy knows which names of the standard library a system has."""
+    command = [sys.executable, "-m", "mypy", "--platform", "darwin", f"--cache-dir={tmp_path}", "swe_infer"]
+    found = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    places = [line.partition(":")[0] for line in found.stdout.splitlines() if "Module has no attribute" in line]
+    assert "checked" in found.stdout, found.stdout
+    assert set(places) == {"swe_infer/llama/native/build.py"}

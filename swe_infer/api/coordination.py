@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import StoreError
-from swe_infer.files import open_regular, special_kind
+from swe_infer.files import allocate, open_regular, special_kind
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks, born, connect
 
@@ -192,7 +192,7 @@ def _reserve_journal(path: Path) -> None:
     with suppress(OSError):  # without space, or support for it, the next transaction tries
         descriptor = open_regular(path.with_name(f"{path.name}-journal"), os.O_RDWR)
         try:
-            os.posix_fallocate(descriptor, 0, _JOURNAL_BYTES)
+            allocate(descriptor, _JOURNAL_BYTES)
         finally:
             os.close(descriptor)
 

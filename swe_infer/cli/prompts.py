@@ -522,7 +522,11 @@ def _recall(pairs: Sequence[tuple[int, int]]) -> str:
 
 
 def _counting_threads() -> int:
-    return min(len(os.sched_getaffinity(0)), _MOST_WAITING // 2)
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min(cores, _MOST_WAITING // 2)
 
 
 def _print_command(out: str, form: Format, renderer: PromptRenderer, dataset: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from swe_infer.context.base import Shown
 from swe_infer.context.gold import gold_changes
 from swe_infer.context.repository import MOST_COUNTED
 from swe_infer.errors import DataError, StoreError
-from swe_infer.files import hidden_beside, open_regular, read_regular, write_atomically, write_whole
+from swe_infer.files import hidden_beside, open_regular, read_regular, sync_data, write_atomically, write_whole
 from swe_infer.instance_files import FILES_COLUMN, files_of
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
@@ -265,7 +265,7 @@ class PromptLines:
     def sync(self) -> None:
         """Flushes the rows to the disk."""
         with suppress(OSError):
-            os.fdatasync(self._lines)
+            sync_data(self._lines)
 
     def _write(self, descriptor: int, path: Path, line: str) -> None:
         with INTERRUPTS.put_off():  # a second Ctrl-C must not cut a line

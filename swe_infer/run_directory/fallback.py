@@ -20,7 +20,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from swe_infer.files import open_regular, read_regular, write_whole
+from swe_infer.files import allocate, open_regular, read_regular, write_whole
 from swe_infer.resources import state_home
 from swe_infer.run_directory.layout import RESERVE
 
@@ -199,7 +199,7 @@ def _allocate(descriptor: int) -> int:
     size = max(_MIN_RESERVED, min(_MAX_RESERVED, disk.f_bavail * disk.f_frsize // 4))
     while True:
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            allocate(descriptor, size)
             return size
         except OSError as error:
             if error.errno not in _FULL:
