@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from itertools import takewhile
+from operator import index
 
 from swe_infer.llama.drafting import Codec, Drafter, SharedPrompts, SharedSuffixes, drafter_of
 from swe_infer.llama.drafting.gain import DraftGain, DraftState
@@ -97,7 +98,8 @@ class Speculation:
             cost += draft_cost
         gain.spend(cost, state)
         self.stats.draft_s += now - started
-        return list(takewhile(lambda token: 0 <= token < self._vocabulary, draft[:limit]))
+        tokens = map(index, draft[:limit])  # numpy's and torch's integers are none that JSON can write
+        return list(takewhile(lambda token: 0 <= token < self._vocabulary, tokens))
 
     def _build_drafter(self, sequence: Sequence, kind: DrafterKind | DrafterFactory) -> Drafter | None:
         """Build a drafter for a sequence; None while the budget does not cover its cost.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from swe_infer.llama.drafting.gain import MAX_DRAFT
@@ -383,3 +385,29 @@ def test_outputs_whose_drafter_raises_go_on_without_drafts_and_are_logged_once(
     assert tokens(run(engine, [replace(request, drafter=Failing(where)) for request in requests()])) == plain
     why = f"decoding.drafter raised ValueError: cannot {where}; outputs continue without drafts"
     assert [record.getMessage() for record in caplog.records] == [why]
+
+
+@dataclass(frozen=True)
+class Converting:
+    """Drafters of the user's own that draft a known output as values of another type."""
+
+    answer: tuple[int, ...]
+    convert: Callable[[int], Any]
+
+    def create(self, prompt_ids: Sequence[int], files: Any, codec: Any) -> Any:
+        drafter = ScriptedDrafter(self.answer, 0.0, 0)
+        own = SimpleNamespace(situation=None, extend=drafter.extend)
+        own.draft = lambda limit: [self.convert(token) for token in drafter.draft(limit)]
+        return own
+
+
+@pytest.mark.parametrize("convert", [np.int64, float])
+def test_drafts_of_other_number_types_change_neither_outputs_nor_the_types_of_figures(
+    convert: Callable[[int], Any], directory: Path, plain: dict[str, tuple[int, ...]]
+) -> None:
+    engine = with_constant_step_cost(engine_of(directory))
+    asked = [replace(each, drafter=Converting(plain[str(each.key)], convert)) for each in requests()]
+    answers = run(engine, asked)
+    assert tokens(answers) == plain
+    assert {type(answer.accepted_tokens) for answer in answers.values()} == {int}
+    assert any(answer.accepted_tokens for answer in answers.values()) == (convert is np.int64)
