@@ -209,8 +209,8 @@ class DataParallelEngine:
             if not worker.waits and (worker.commands or worker.outstanding):
                 try:
                     worker.calls.put(worker.dumps(worker.commands))
-                except (AttributeError, TypeError, pickle.PicklingError) as error:
-                    why = f"decoding.drafter: several engines need one that can be pickled: {error}"
+                except Exception as error:  # drafters of users may raise anything
+                    why = f"decoding.drafter: several engines need one that can be pickled: {first_line(error)}"
                     raise ConfigError(why) from error
                 worker.commands, worker.waits, worker.waited_s = [], True, 0.0
 

@@ -359,6 +359,28 @@ def test_a_drafter_that_an_engine_cannot_load_is_an_error_and_the_engine_goes_on
     group.close()
 
 
+def test_a_drafter_that_raises_when_it_is_pickled_is_an_error_and_the_engine_goes_on(model: LlamaModel) -> None:
+    worker = thread_worker(model, "engine")
+    group = group_of(model, worker)
+    drafted = [replace(request, drafter=Unpicklable()) for request in requests(2)]
+    why = r"^decoding\.drafter: several engines need one that can be pickled: it holds a lock$"
+    with pytest.raises(ConfigError, match=why):
+        list(group.generate(drafted, refuse))
+    assert len(list(group.generate(requests(2), refuse))) == 2
+    assert worker.starts == 1
+    group.close()
+
+
+class Unpicklable:
+    """A drafter that refuses to be pickled with an error of its own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise RuntimeError("it holds a lock\nand a file")
+
+    def create(self, prompt_ids: Sequence[int], files: Mapping[str, str], codec: Any) -> Any:
+        raise NotImplementedError
+
+
 class Unloadable:
     """A drafter whose module is missing in the engine's process."""
 
