@@ -192,9 +192,9 @@ def _bare(rows: list[dict[str, str]], url: str, concurrency: int, *, own_transpo
         slots = asyncio.Semaphore(concurrency)
         http = None
         if own_transport:
-            from swe_infer.providers.transport import transport_settings
+            from swe_infer.providers.transport import http_transport
 
-            http = DefaultAsyncHttpxClient(**transport_settings(concurrency, 60.0))
+            http = DefaultAsyncHttpxClient(transport=http_transport(concurrency, 60.0), trust_env=False)
         async with AsyncOpenAI(base_url=url, http_client=http) as client:
 
             async def one(text: str) -> str | None:

@@ -59,7 +59,7 @@ from swe_infer.providers.faults import PromptFiltered, classify, one_line, state
 from swe_infer.providers.framing import DONE, beginning_of, is_event_stream, server_sent_events
 from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged, with_sampling
-from swe_infer.providers.transport import transport_settings
+from swe_infer.providers.transport import http_transport
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
 _CONNECT_TIMEOUT_S = 15.0
@@ -377,6 +377,8 @@ class WireProvider(Provider):
         self._sdk: Any = None
         self._headers: dict[str, Any] = {}
         self._transport: Any = None
+        self._transports: dict[tuple[str, Proxy | None], Any] = {}
+        """By the scheme of an address and the proxy."""
         self._proxy: Proxy | None = None
         self._sent: dict[str, tuple[Any, Any]] = {}
         """URL and headers that the SDK prepared, by path, model and options."""
@@ -501,13 +503,14 @@ class WireProvider(Provider):
 
     async def open(self) -> None:
         self._proxy = proxy_of(self.address) if self.through_proxy else None
-        context = tls_context(self.address, self._proxy)
-        settings = transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, self._proxy)
-        # A redirect would send the prompt to any host that the server names.
-        self._transport = settings["transport"] = bounded(settings["transport"])
+        self._transport = self._transport_to(self.address)
         self._sent.clear()
         hooks = {"request": [self._keep_prepared]}
-        http = self._http_client(**settings, follow_redirects=False, event_hooks=hooks)
+        # A redirect would send the prompt to any host that the server names. With trust_env the client would refuse
+        # an invalid proxy in the environment that this address does not use.
+        http = self._http_client(
+            transport=self._transport, trust_env=False, follow_redirects=False, event_hooks=hooks
+        )
         self._sdk, self._client = self._open_client(http, self._key() or "none")
         if self.api_key_env is None:  # no key is sent, although the SDKs require one
             self._headers = {"Authorization": self._sdk.Omit()}
@@ -516,6 +519,17 @@ class WireProvider(Provider):
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+        while self._transports:
+            await self._transports.popitem()[1].aclose()
+
+    def _transport_to(self, address: str) -> Any:
+        """The transport to an address, which decides on certificates and the proxy."""
+        proxy = proxy_of(address) if self.through_proxy else None
+        key = (address.partition(":")[0], proxy)
+        if key not in self._transports:
+            context = tls_context(address, proxy)
+            self._transports[key] = bounded(http_transport(self.max_concurrency, _KEEP_ALIVE_S, context, proxy))
+        return self._transports[key]
 
     async def complete(
         self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
@@ -675,7 +689,8 @@ class WireProvider(Provider):
                         raise
                     response, url = error.response, error.response.url
             elif url.scheme == "https" or (url.scheme, origin[0]) == ("http", "http"):
-                response = await self._transport.handle_async_request(
+                check_connection_settings(str(url), through_proxy=self.through_proxy)
+                response = await self._transport_to(str(url)).handle_async_request(
                     httpx2.Request("GET", url, extensions={"timeout": options["timeout"].as_dict()})
                 )
                 if response.is_success:

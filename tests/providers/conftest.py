@@ -6,6 +6,8 @@ import functools
 import importlib
 import importlib.util
 import re
+import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,26 @@ HAVE_BOTO3 = importlib.util.find_spec("boto3") is not None
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (SECRETS | PLACES).items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of 127.0.0.1, with its key."""
+    path = tmp_path_factory.mktemp("certificate") / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(path), "-keyout", str(path.with_name("key"))]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    path.write_text(path.read_text() + path.with_name("key").read_text())
+    return path
+
+
+def server_context(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
 
 
 @pytest.fixture(scope="module")

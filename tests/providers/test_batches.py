@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -26,7 +27,7 @@ from swe_infer.providers.mistral_batches import MistralBatches
 from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.together_batches import TogetherBatches
 from swe_infer.types import ApiModel, Decoding, Prompt, Request, Turn
-from tests.providers.conftest import SECRETS, build, model_for, request_of
+from tests.providers.conftest import SECRETS, build, model_for, request_of, server_context
 from tests.support.api_batch_forms import FORMS
 from tests.support.api_hostile import hostile_server
 from tests.support.api_http import HttpRequest
@@ -134,6 +135,36 @@ def test_results_in_a_storage_of_another_host_are_read_without_the_key(server: A
             with pytest.raises(TransientError) as error:
                 whole_life(name, server)
             assert error.value.status == status, error.value
+
+
+@pytest.mark.parametrize("place", ["encrypted", "behind a proxy"])
+def test_a_storage_may_need_certificates_or_a_proxy_that_the_vendor_does_not(
+    server: ApiServer, place: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stored(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        assert (place == "encrypted") == target.startswith("/")
+        content = server.batches.file(target.partition("?")[0].rpartition("/")[2])
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(content), content))
+        writer.close()
+
+    async def results(provider: BatchProvider) -> dict[str, Result]:
+        context = server_context(certificate) if place == "encrypted" else None
+        async with await asyncio.start_server(stored, "127.0.0.1", 0, ssl=context) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            if place == "encrypted":
+                monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+                server.batches.storage = f"https://127.0.0.1:{port}"
+            else:
+                monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+                monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+                server.batches.storage = "http://storage.example"
+            items = items_of(provider, "openai", "run-a", 2)
+            batch_id = await provider.submit(items, model_for("openai"), label="run-a", timeout_s=60)
+            await ended(provider, batch_id)
+            return await results_of(provider, batch_id)
+
+    assert [type(result) for result in with_open("openai", server, results).values()] == [Answer, Answer]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gemini"])

@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import ssl
-import subprocess
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,8 +20,9 @@ from swe_infer.errors import ContextOverflow, RequestError
 from swe_infer.providers.bounds import ERROR_BYTES, WHOLE_BYTES
 from swe_infer.providers.environment import Proxy
 from swe_infer.providers.openai_chat import OpenAIChat
-from swe_infer.providers.transport import transport_settings
+from swe_infer.providers.transport import http_transport
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
+from tests.providers.conftest import server_context
 from tests.support.api_server import ApiServer
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -69,10 +69,13 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return head + await reader.readexactly(length)
 
 
-def client(max_concurrency: int = 4, proxy: str | None = None, **timeouts: float | None) -> httpx2.AsyncClient:
+def client(
+    max_concurrency: int = 4, proxy: str | None = None, certificate: Path | None = None, **timeouts: float | None
+) -> httpx2.AsyncClient:
+    context = None if certificate is None else ssl.create_default_context(cafile=str(certificate))
     through = None if proxy is None else Proxy("HTTP_PROXY", proxy)
-    settings = transport_settings(max_concurrency, keep_alive_s=60, proxy=through)
-    return httpx2.AsyncClient(**settings, timeout=httpx2.Timeout(30, **timeouts))
+    transport = http_transport(max_concurrency, 60, context, through)
+    return httpx2.AsyncClient(transport=transport, trust_env=False, timeout=httpx2.Timeout(30, **timeouts))
 
 
 def test_every_framing_of_an_answer_is_read_however_its_bytes_arrive() -> None:
@@ -327,26 +330,6 @@ def test_a_refusal_ends_an_upload_that_the_server_does_not_read(status: int, thr
     assert asyncio.run(answer()) == (status, "hello")
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of 127.0.0.1, with its key."""
-    path = tmp_path_factory.mktemp("certificate") / "cert.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(path), "-keyout", str(path.with_name("key"))]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
-    path.write_text(path.read_text() + path.with_name("key").read_text())
-    return path
-
-
-def server_context(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
 @pytest.mark.parametrize("proxy_scheme", ["http", "https"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_requests_through_a_proxy_share_its_connections(scheme: str, proxy_scheme: str, certificate: Path) -> None:
@@ -383,7 +366,7 @@ def test_requests_through_a_proxy_share_its_connections(scheme: str, proxy_schem
             serving(tunnel if scheme == "https" else answer, encrypted if proxy_scheme == "https" else None) as way,
         ):
             through = Proxy("HTTP_PROXY", way.replace("://", "://user:p%40ss@"))
-            async with httpx2.AsyncClient(**transport_settings(4, 60, trusted, through)) as http:
+            async with httpx2.AsyncClient(transport=http_transport(4, 60, trusted, through)) as http:
                 for _ in range(3):
                     assert (await http.post(f"{url}path?a=b", content="x")).text == "hello"
             credentials = b"Proxy-Authorization: Basic dXNlcjpwQHNz\r\n"
@@ -400,26 +383,41 @@ def test_requests_through_a_proxy_share_its_connections(scheme: str, proxy_schem
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("proxy_scheme", ["http"])
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
         (b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n", httpx2.ProxyError),
         (b"", httpx2.ProxyError),
         (b"SSH-2.0\r\n\r\n", httpx2.ProxyError),
+        (b"HTTP/1.1 200 OK\r\n\r\n", httpx2.ConnectError),
         (b"HTTP/1.1 200 OK\r\n\r\nno TLS", httpx2.ConnectError),
         (None, httpx2.ConnectTimeout),
     ],
 )
-def test_a_tunnel_that_fails_is_no_request_that_was_sent(said: bytes | None, kind: type[Exception]) -> None:
+def test_a_tunnel_that_fails_is_no_request_that_was_sent(
+    said: bytes | None, kind: type[Exception], proxy_scheme: str, certificate: Path
+) -> None:
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         if said is None:
             await asyncio.Event().wait()
         else:
-            writer.write(said)
+            head, end, body = said.partition(b"\r\n\r\n")
+            writer.write(head + end)
+            if body:
+                await reader.read(1)
+                writer.write(body)
+                await reader.read()
+
+    context = server_context(certificate) if proxy_scheme == "https" else None
+    limit_s = 1 if said is None else 30
 
     async def error() -> Exception:
-        async with serving(proxy) as way, client(proxy=way, connect=1 if said is None else 30) as http:
+        async with (
+            serving(proxy, context) as way,
+            client(proxy=way, certificate=certificate, connect=limit_s) as http,
+        ):
             with pytest.raises(httpx2.TransportError) as caught:
                 await http.post("https://host.example/", content="x")
             return caught.value
@@ -443,8 +441,8 @@ def test_an_encrypted_connection_is_used_for_several_requests(certificate: Path)
 
     async def answers() -> None:
         context = server_context(certificate)
-        settings = transport_settings(4, 60, ssl.create_default_context(cafile=str(certificate)))
-        async with serving(handle, context) as url, httpx2.AsyncClient(**settings) as http:
+        transport = http_transport(4, 60, ssl.create_default_context(cafile=str(certificate)))
+        async with serving(handle, context) as url, httpx2.AsyncClient(transport=transport) as http:
             for size in (1, 1_000_000, 2):
                 assert len((await http.post(url, content="x" * size)).content) == size
             with pytest.raises(httpx2.ConnectError):
