@@ -276,13 +276,17 @@ class _Connection(asyncio.Protocol):
             transport = await asyncio.get_running_loop().start_tls(
                 self._transport, self, context, server_hostname=host
             )
+            if transport is None:
+                raise ConnectionError("the proxy closed the tunnel before it was encrypted")
+        except TypeError as error:  # how some versions of Python 3.11 and 3.12 fail over an encrypted connection
+            self.close()
+            raise ConnectionError(str(error.__context__)) from error
         except (httpx2.ProtocolError, httpx2.NetworkError) as error:  # nothing of a request is sent yet
             self.close()
             raise httpx2.ProxyError(str(error)) from error
         except BaseException:
             self.close()
             raise
-        assert transport is not None
         self._transport, self._parser = transport, _parser()
 
     async def send(

@@ -383,7 +383,7 @@ def test_requests_through_a_proxy_share_its_connections(scheme: str, proxy_schem
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("proxy_scheme", ["http"])
+@pytest.mark.parametrize("proxy_scheme", ["http", "https"])
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
