@@ -42,7 +42,8 @@ _OVERFLOW_CODES = {
 }
 """The last two are GitHub's."""
 _OVERFLOW = re.compile(
-    r"maximum context length|context[_ ](window|limit|length|size)|prompt is too long|input is too long"
+    r"context (window|limit|length|size)|context_(window|limit|length|size)_exceeded"
+    r"|exceed.{0,60}context_(window|limit|length|size)|prompt is too long|input is too long"
     r"|(too many|exceeds?( the)?( maximum)?( number of)?) (input |prompt )?tokens|string too long"
     r"|reduce the length of the (messages|prompt|input)|maximum prompt length|exceeded model token limit"
     r"|\binputs. (tokens (\+|and) .max_new_tokens. must|must have less than)|prompt exceeds max length"
@@ -50,8 +51,8 @@ _OVERFLOW = re.compile(
     r"|tokens in the prompt (exceeds|cannot exceed)",
     re.IGNORECASE,
 )
-"""The words of many servers; from ``maximum prompt length`` on of xAI, Kimi, text-generation-inference, Z.ai,
-DashScope, GitHub and Cohere."""
+"""The words of many servers, but no names of parameters; from ``maximum prompt length`` on of xAI, Kimi,
+text-generation-inference, Z.ai, DashScope, GitHub and Cohere."""
 _THROTTLED = re.compile(r"too many (tokens|requests)( per day)?, please wait", re.IGNORECASE)
 """Bedrock's rate limit, whose words are close to those of an overflow."""
 _QUOTA_CODES = {
