@@ -23,8 +23,10 @@ def plain_path(text: str, key: str = "") -> Path:
     """A path of this machine from a path or ``file://`` URL; ``~`` is expanded.
 
     Raises:
-        ConfigError: it is another URL, or there is no home directory.
+        ConfigError: it is empty or another URL, or there is no home directory.
     """
+    if not text:  # a variable of the shell that is not set; not the current directory
+        raise ConfigError(f"{key or 'a path'} is empty: name a path")
     if scheme_of(text) is None:
         return expanded(text, key)
     if (found := _FILE.fullmatch(text)) is not None:

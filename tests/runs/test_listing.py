@@ -218,6 +218,18 @@ def test_a_run_is_shown_and_resumed_after_a_move(tmp_path: Path) -> None:
     assert (done["completed"], done["failed"], done["remaining"]) == (3, 0, 0)
 
 
+def test_an_empty_path_is_not_the_current_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable of the shell that is not set."""
+    run = made(tmp_path / "run", usd="0")
+    monkeypatch.chdir(run)
+    for arguments in (["rm", ""], ["move", "", str(tmp_path / "moved")]):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == "error: a path is empty: name a path\n"
+    assert run.is_dir()
+
+
 def test_rm_refuses_what_cost_money_is_running_or_is_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
