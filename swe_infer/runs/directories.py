@@ -188,6 +188,7 @@ def _is_paid(directory: Path) -> bool:
 
 def _remove(directory: Path) -> None:
     """Removes a directory. It is renamed first, so that an interrupt leaves no half of a run."""
+    directory = directory.resolve()  # "." has no name, and cannot be renamed
     hidden = hidden_beside(directory, f".{secrets.token_hex(4)}.removed")
     os.rename(directory, hidden)
     shutil.rmtree(hidden)

@@ -218,7 +218,7 @@ def test_a_run_is_shown_and_resumed_after_a_move(tmp_path: Path) -> None:
     assert (done["completed"], done["failed"], done["remaining"]) == (3, 0, 0)
 
 
-def test_an_empty_path_is_not_the_current_directory(
+def test_the_current_directory_is_removed_by_its_name_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A variable of the shell that is not set."""
@@ -228,6 +228,8 @@ def test_an_empty_path_is_not_the_current_directory(
         assert main(arguments) == 2
         assert capsys.readouterr().err == "error: a path is empty: name a path\n"
     assert run.is_dir()
+    assert main(["rm", "."]) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rm_refuses_what_cost_money_is_running_or_is_no_run(
