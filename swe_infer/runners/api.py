@@ -553,7 +553,7 @@ class ApiRunner:
         context = self._context
         ledger = Ledger(path, cap_usd, "run" if context is None else context.run_id, self.locks)
         if context is not None:
-            self._count_earlier_spending(ledger, context, at_least=context.spent_usd)
+            self._count_earlier_spending(ledger, context, at_least=context.spent_usd + self._unrecorded_usd)
         return ledger
 
     def _sweep_ledger(self, context: RunContext, cap_usd: Decimal) -> CapLedger:
@@ -561,7 +561,7 @@ class ApiRunner:
             record_ledger(context.directory, context.sweep_ledger)
             return self._ledger(context.sweep_ledger, cap_usd)
         ledger = RemoteLedger(self.budget.ledger, cap_usd, context.run_id, "budget.ledger")
-        self._count_earlier_spending(ledger, context, at_least=context.spent_usd)
+        self._count_earlier_spending(ledger, context, at_least=context.spent_usd + self._unrecorded_usd)
         return ledger
 
     def _count_earlier_spending(self, ledger: CapLedger, context: RunContext, *, at_least: Decimal) -> None:

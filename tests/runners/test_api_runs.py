@@ -608,6 +608,26 @@ def test_what_was_in_flight_under_the_cap_of_a_sweep_is_stated_without_a_cap(
     assert float(summary_of(directory)["possibly_billed_usd"]) == lost, "it is counted once"
 
 
+def test_what_was_in_flight_at_kills_under_different_caps_is_added(server: ApiServer, tmp_path: Path) -> None:
+    arguments = [
+        "model=gpt-4o",
+        address(server, "openai"),
+        "dataset.run_tests=false",
+        "tracker=none",
+        "output_dir=run",
+    ]
+    assert run(*arguments, "budget.max_usd=1", "dataset.limit=1", cwd=tmp_path).returncode == 0
+    lost = 0.0
+    for cap, ledger in (("max_usd", "run/ledger.sqlite"), ("sweep_max_usd", "sweep_ledger.sqlite")):
+        killed_in_flight(server, *arguments, f"budget.{cap}=1", "provider.max_concurrency=3", cwd=tmp_path)
+        with contextlib.closing(sqlite3.connect(tmp_path / ledger)) as database:
+            ((held,),) = database.execute("SELECT sum(amount) FROM held")
+        lost += held / 1e12
+    for limit in ("1", "2"):  # nothing left to send, then more
+        assert run(*arguments, f"dataset.limit={limit}", cwd=tmp_path).returncode == 0
+        assert float(summary_of(tmp_path / "run")["possibly_billed_usd"]) == pytest.approx(lost), limit
+
+
 def test_figures_that_only_the_summary_knows_survive_an_update_from_the_records(
     server: ApiServer, tmp_path: Path
 ) -> None:
