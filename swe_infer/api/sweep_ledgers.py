@@ -36,8 +36,7 @@ def recorded_ledgers(directory: Path) -> list[Path]:
     Raises:
         ConfigError: the file cannot be read.
     """
-    paths = {(directory / stored).resolve() for stored in _stored(directory) if "\0" not in stored}
-    return sorted(path for path in paths if (path.name == SWEEP_LEDGER or _is_agents(path)) and path.is_file())
+    return sorted({path for stored in _stored(directory) if (path := _ledger(directory / stored)) is not None})
 
 
 def record_ledger(directory: Path, ledger: Path) -> None:
@@ -59,6 +58,15 @@ def _stored(directory: Path) -> list[str]:
     except (ValueError, RecursionError):
         return []
     return [path for path in stored if isinstance(path, str)] if isinstance(stored, list) else []
+
+
+def _ledger(path: Path) -> Path | None:
+    """The path without links; None if it is not that of a ledger."""
+    try:
+        path = path.resolve()
+        return path if (path.name == SWEEP_LEDGER or _is_agents(path)) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # no possible path; RuntimeError: a loop of links
+        return None
 
 
 def _is_agents(path: Path) -> bool:

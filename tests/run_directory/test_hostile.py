@@ -385,7 +385,10 @@ def test_a_list_of_sweep_ledgers_names_no_other_file(tmp_path: Path) -> None:
     run.mkdir(parents=True)
     sweep.mkdir()
     (tmp_path / "a" / "other.sqlite").touch()
-    for content in ("", "{", "3", '["../other.sqlite", 3, "\\u0000", "../run", "missing/sweep_ledger.sqlite"]'):
+    (run / "loop").symlink_to("loop")
+    impossible = json.dumps([f"{'a' * 300}/sweep_ledger.sqlite", "loop/sweep_ledger.sqlite", "\ud800"])
+    others = '["../other.sqlite", 3, "\\u0000", "../run", "missing/sweep_ledger.sqlite"]'
+    for content in ("", "{", "3", others, impossible):
         (run / "sweep_ledgers.json").write_text(content)
         assert recorded_ledgers(run) == []
     ledger = sweep / "sweep_ledger.sqlite"
