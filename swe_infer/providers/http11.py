@@ -273,6 +273,10 @@ class _Connection(asyncio.Protocol):
             status, _ = await self.head(None)
             if not 200 <= status < 300:
                 raise httpx2.ProxyError(f"{status} {responses.get(status, '')}")
+            if self._parser.trailing_data[
+                0
+            ]:  # such as a page of its own; a server sends nothing before the handshake
+                raise httpx2.ProxyError("it answers in place of the server")
             transport = await asyncio.get_running_loop().start_tls(
                 self._transport, self, context, server_hostname=host
             )

@@ -392,6 +392,7 @@ def test_requests_through_a_proxy_share_its_connections(scheme: str, proxy_schem
         (b"SSH-2.0\r\n\r\n", httpx2.ProxyError),
         (b"HTTP/1.1 200 OK\r\n\r\n", httpx2.ConnectError),
         (b"HTTP/1.1 200 OK\r\n\r\nno TLS", httpx2.ConnectError),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", httpx2.ProxyError),
         (None, httpx2.ConnectTimeout),
     ],
 )
@@ -404,10 +405,11 @@ def test_a_tunnel_that_fails_is_no_request_that_was_sent(
             await asyncio.Event().wait()
         else:
             head, end, body = said.partition(b"\r\n\r\n")
-            writer.write(head + end)
+            at_once = body == b"<html>"
+            writer.write(said if at_once else head + end)
             if body:
-                await reader.read(1)
-                writer.write(body)
+                await reader.read(1)  # the handshake, or the end
+                writer.write(b"" if at_once else body)
                 await reader.read()
 
     context = server_context(certificate) if proxy_scheme == "https" else None
