@@ -18,7 +18,7 @@ RUFF = [("ruff", "check", "."), ("ruff", "format", "--check", ".")]
 MYPY = ("mypy",)
 PYTEST = ("pytest", "-q", "--dist", "worksteal", "--durations=10")
 FAST = ("-n", "2", "--fast")
-FULL = ("-n", "3")  # some wait for processes and servers
+FULL = ("-n", "4")  # some wait for processes and servers
 
 
 def main() -> int:
