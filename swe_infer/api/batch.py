@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from swe_infer.api.batch_journal import Batch, BatchKind, Item, Journal
+from swe_infer.api.batch_journal import Batch, BatchKind, IsRecorded, Item, Journal, unrecorded_usd
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.dispatch import by_prompt
@@ -135,7 +135,7 @@ class Batches:
         cached: Callable[[Request], Completion | None],
         keep: Callable[[Request, Answer], None],
         over_budget: set[str],
-        is_recorded: Callable[[tuple[str, int], int, str], bool],
+        is_recorded: IsRecorded,
     ) -> None:
         self._provider = provider
         self._model = model
@@ -182,10 +182,7 @@ class Batches:
     @property
     def possibly_billed_usd(self) -> Decimal:
         """Dollars that may have been billed for requests without an outcome."""
-        return sum(
-            (usd for key, usd in self._possibly_billed.items() if not self._is_recorded(key[:2], *key[2:])),
-            Decimal(0),
-        )
+        return unrecorded_usd(self._possibly_billed, self._is_recorded)
 
     async def process(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         """Answers all requests; see :class:`swe_infer.runners.base.Runner`. One that does not fit under a cap is

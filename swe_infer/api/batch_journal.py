@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -32,6 +32,8 @@ from swe_infer.types import Prompt, Purpose, Turn
 logger = logging.getLogger(__name__)
 
 ItemKey = tuple[str, int, int, str]
+IsRecorded = Callable[[tuple[str, int], int, str], bool]
+"""Whether the answer to a key, turn and auxiliary request is in the run's records."""
 """Instance, sample, turn, and :attr:`swe_infer.types.Request.auxiliary`."""
 BatchKind = Literal["batch", "background"]
 """``background``: a response that is computed in the background, journaled as a batch of one request."""
@@ -150,6 +152,11 @@ class Journal:
     def _append(self, event: dict[str, Any]) -> None:
         _write(self._file, event)
         os.fsync(self._file)
+
+
+def unrecorded_usd(possibly_billed: Mapping[ItemKey, Decimal], is_recorded: IsRecorded) -> Decimal:
+    """The dollars of requests whose answers are not in the run's records."""
+    return sum((usd for key, usd in possibly_billed.items() if not is_recorded(key[:2], *key[2:])), Decimal(0))
 
 
 def open_batches(directory: Path, possibly_billed: dict[ItemKey, Decimal] | None = None) -> list[Batch]:

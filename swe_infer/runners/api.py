@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 from swe_infer.api.background import BackgroundResponses
 from swe_infer.api.batch import Batches, BatchSettings
-from swe_infer.api.batch_journal import ItemKey, Journal, open_batches
+from swe_infer.api.batch_journal import ItemKey, Journal, open_batches, unrecorded_usd
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.budget_address import BudgetAddress, is_budget_address
 from swe_infer.api.budget_client import check_budget_server
@@ -195,10 +195,7 @@ class ApiRunner:
                 where = "of this run are still at the provider"
                 raise ConfigError(f"{count} {nouns} {where}; collect them with {key} first")
         if self._has_journal:
-            is_recorded = context.is_recorded
-            self._journalled_usd = sum(
-                (usd for key, usd in billed.items() if not is_recorded(key[:2], *key[2:])), Decimal(0)
-            )
+            self._journalled_usd = unrecorded_usd(billed, context.is_recorded)
         self._read_ledgers(context)
 
     def token_counter(self) -> TokenCounter:
