@@ -114,7 +114,7 @@ class Http11Transport(httpx2.AsyncBaseTransport):
     def release(self, url: httpx2.URL, connection: _Connection) -> None:
         """Keeps a connection for a later request if its response was read to the end, and closes it otherwise."""
         self._free.release()
-        idle = self._idle[_origin(url)]
+        idle = self._idle[origin_of(url)]
         if connection.start_next_request():
             idle.append(connection)
         else:
@@ -130,7 +130,7 @@ class Http11Transport(httpx2.AsyncBaseTransport):
             raise httpx2.PoolTimeout("no free connection") from None
 
     def _idle_connection(self, url: httpx2.URL) -> _Connection | None:
-        idle = self._idle[_origin(url)]
+        idle = self._idle[origin_of(url)]
         while idle:
             connection = idle.pop()
             if connection.is_fresh(self._keep_alive_s) and connection.is_open():
@@ -273,9 +273,8 @@ class _Connection(asyncio.Protocol):
             status, _ = await self.head(None)
             if not 200 <= status < 300:
                 raise httpx2.ProxyError(f"{status} {responses.get(status, '')}")
-            if self._parser.trailing_data[
-                0
-            ]:  # such as a page of its own; a server sends nothing before the handshake
+            page, _ = self._parser.trailing_data  # a server sends nothing before the handshake
+            if page:
                 raise httpx2.ProxyError("it answers in place of the server")
             transport = await asyncio.get_running_loop().start_tls(
                 self._transport, self, context, server_hostname=host
@@ -410,7 +409,8 @@ def _parser() -> h11.Connection:
     return h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
 
 
-def _origin(url: httpx2.URL) -> tuple[str, bytes, int | None]:
+def origin_of(url: httpx2.URL) -> tuple[str, bytes, int | None]:
+    """Scheme, host and port."""
     return url.scheme, url.raw_host, url.port
 
 

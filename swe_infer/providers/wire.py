@@ -678,9 +678,11 @@ class WireProvider(Provider):
         other host gets. Raises RequestError, or the SDK's errors."""
         import httpx2
 
-        where, origin, url = self._where(what), _origin(httpx2.URL(self._client.base_url)), httpx2.URL(path)
+        from swe_infer.providers.http11 import origin_of
+
+        where, origin, url = self._where(what), origin_of(httpx2.URL(self._client.base_url)), httpx2.URL(path)
         for _ in range(_REQUESTS_FOR_A_FILE):
-            if url.is_relative_url or _origin(url) == origin:
+            if url.is_relative_url or origin_of(url) == origin:
                 try:
                     cast: dict[str, Any] = {"cast_to": object, "stream_cls": self._sdk.AsyncStream[object]}
                     return (await self._client.get(str(url), options=options, stream=True, **cast)).response
@@ -1029,11 +1031,6 @@ class WireProvider(Provider):
     def _key_variable(self) -> str | None:
         """The environment variable of the credential that is sent; None: no credential."""
         return self.api_key_env
-
-
-def _origin(url: Any) -> tuple[str, str, int | None]:
-    """Scheme, host and port of an ``httpx2.URL``."""
-    return url.scheme, url.host, url.port
 
 
 def _is_response(body: Mapping[str, Any]) -> bool:
