@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +26,7 @@ from swe_infer.providers.base import Bill, PriceTerms, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Budget, Completion, Decoding, Pricing, Usage
+from swe_infer.types import ApiModel, Budget, Completion, Decoding, Pricing, Request, Usage
 from tests.api.scripted import context, requests
 from tests.api.test_runner import Outcomes
 from tests.providers.test_dialects import CHAT
@@ -207,6 +207,16 @@ CASES: dict[str, tuple[Callable[..., Provider], ApiModel, dict[str, Any], dict[s
 }  # fmt: skip
 
 
+def spend(api: ApiRunner, wanted: Sequence[Request], directory: Path) -> Outcomes:
+    """Request answers until the budget is used up."""
+    api.check()
+    api.bind(context(directory))
+    outcomes = Outcomes()
+    with pytest.raises(BudgetExceeded):
+        api.generate(wanted, outcomes, threading.Event())
+    return outcomes
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_cap_holds_by_the_server_s_own_bill(case: str, tmp_path: Path) -> None:
     make, model, options, settings, tier = CASES[case]
@@ -219,11 +229,7 @@ def test_a_cap_holds_by_the_server_s_own_bill(case: str, tmp_path: Path) -> None
         table = ListedPrices(model.name, str(provider.pricing_id), terms=provider.price_terms(model))
         cap = 12 * worst_case(table, 2_100, OUTPUT, cache_write=True)
         api = ApiRunner(model=model, provider=provider, decoding=PLAIN, budget=Budget(max_usd=cap))
-        api.check()
-        api.bind(context(tmp_path))
-        outcomes = Outcomes()
-        with pytest.raises(BudgetExceeded):
-            api.generate(wanted, outcomes, threading.Event())
+        outcomes = spend(api, wanted, tmp_path)
         bill = server.log.cost_usd()
         done = [outcome for outcome in outcomes.by_key.values() if isinstance(outcome, Completion)]
         assert bill == sum(outcome.cost_usd or 0 for outcome in done)
@@ -253,11 +259,7 @@ def test_a_cap_holds_if_the_server_charges_more_than_the_list(states_cost: bool,
         )
         model, budget = ApiModel(name="m", pricing=price), Budget(max_usd=Decimal("0.1"))
         api = ApiRunner(model=model, provider=provider, decoding=Decoding(max_new_tokens=100), budget=budget)
-        api.check()
-        api.bind(context(tmp_path))
-        outcomes = Outcomes()
-        with pytest.raises(BudgetExceeded):
-            api.generate(requests(80, text="fix it " * 286), outcomes, threading.Event())
+        outcomes = spend(api, requests(80, text="fix it " * 286), tmp_path)
     assert len(outcomes) == len(served)
     if states_cost:
         assert Decimal("0.08") < sum(served) <= Decimal("0.1")
@@ -283,11 +285,7 @@ def test_a_cap_holds_if_the_server_bills_more_output_than_was_requested(
         provider = OpenAIChat(name="own", base_url=f"{server.url}/v1", api_key_env=None, pricing_id=None)
         model, budget = ApiModel(name="m", pricing=price), Budget(max_usd=Decimal("0.1"))
         api = ApiRunner(model=model, provider=provider, decoding=Decoding(max_new_tokens=100), budget=budget)
-        api.check()
-        api.bind(context(tmp_path))
-        outcomes = Outcomes()
-        with pytest.raises(BudgetExceeded):
-            api.generate(requests(200), outcomes, threading.Event())
+        outcomes = spend(api, requests(200), tmp_path)
     assert len(outcomes) == len(served)
     assert Decimal("0.08") < sum(served) <= Decimal("0.1")
     assert sum("where at most 100 were requested" in record.message for record in caplog.records) == 1

@@ -347,24 +347,21 @@ class Failing:
         raise self.error
 
 
-def test_a_drafter_that_an_engine_cannot_load_is_an_error_and_the_engine_goes_on(model: LlamaModel) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("unloadable", "an engine cannot load it: ModuleNotFoundError: No module named 'absent'"),
+        ("unpicklable", "several engines need one that can be pickled: it holds a lock"),
+    ],
+)
+def test_a_drafter_that_does_not_reach_an_engine_is_an_error_and_the_engine_goes_on(
+    kind: str, why: str, model: LlamaModel
+) -> None:
     worker = thread_worker(model, "engine")
     group = group_of(model, worker)
-    drafted = [replace(request, drafter=Unloadable()) for request in requests(2)]
-    why = r"^decoding\.drafter: an engine cannot load it: ModuleNotFoundError: No module named 'absent'$"
-    with pytest.raises(ConfigError, match=why):
-        list(group.generate(drafted, refuse))
-    assert len(list(group.generate(requests(2), refuse))) == 2
-    assert worker.starts == 1
-    group.close()
-
-
-def test_a_drafter_that_raises_when_it_is_pickled_is_an_error_and_the_engine_goes_on(model: LlamaModel) -> None:
-    worker = thread_worker(model, "engine")
-    group = group_of(model, worker)
-    drafted = [replace(request, drafter=Unpicklable()) for request in requests(2)]
-    why = r"^decoding\.drafter: several engines need one that can be pickled: it holds a lock$"
-    with pytest.raises(ConfigError, match=why):
+    drafter = Unloadable() if kind == "unloadable" else Unpicklable()
+    drafted = [replace(request, drafter=drafter) for request in requests(2)]
+    with pytest.raises(ConfigError, match=rf"^decoding\.drafter: {why}$"):
         list(group.generate(drafted, refuse))
     assert len(list(group.generate(requests(2), refuse))) == 2
     assert worker.starts == 1

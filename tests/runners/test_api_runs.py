@@ -608,14 +608,12 @@ def test_what_was_in_flight_under_the_cap_of_a_sweep_is_stated_without_a_cap(
     assert float(summary_of(directory)["possibly_billed_usd"]) == lost, "it is counted once"
 
 
+def plain_run(server: ApiServer) -> list[str]:
+    return ["model=gpt-4o", address(server, "openai"), "dataset.run_tests=false", "tracker=none", "output_dir=run"]
+
+
 def test_what_was_in_flight_at_kills_under_different_caps_is_added(server: ApiServer, tmp_path: Path) -> None:
-    arguments = [
-        "model=gpt-4o",
-        address(server, "openai"),
-        "dataset.run_tests=false",
-        "tracker=none",
-        "output_dir=run",
-    ]
+    arguments = plain_run(server)
     assert run(*arguments, "budget.max_usd=1", "dataset.limit=1", cwd=tmp_path).returncode == 0
     lost = 0.0
     for cap, ledger in (("max_usd", "run/ledger.sqlite"), ("sweep_max_usd", "sweep_ledger.sqlite")):
@@ -664,13 +662,7 @@ def change_patches(directory: Path) -> None:
 
 
 def test_requests_in_flight_at_a_kill_count_under_a_cap_that_returns(server: ApiServer, tmp_path: Path) -> None:
-    arguments = [
-        "model=gpt-4o",
-        address(server, "openai"),
-        "dataset.run_tests=false",
-        "tracker=none",
-        "output_dir=run",
-    ]
+    arguments = plain_run(server)
     killed_in_flight(server, *arguments, "budget.max_usd=1", "provider.max_concurrency=3", cwd=tmp_path)
     path = tmp_path / "run" / "ledger.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as ledger:
