@@ -65,7 +65,7 @@ def _ledger(path: Path) -> Path | None:
     try:
         path = path.resolve()
         return path if (path.name == SWEEP_LEDGER or _is_agents(path)) and path.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # no possible path; RuntimeError: a loop of links
+    except (OSError, ValueError, RuntimeError):  # such a path cannot exist; RuntimeError: a loop of links
         return None
 
 

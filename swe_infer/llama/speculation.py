@@ -98,7 +98,7 @@ class Speculation:
             cost += draft_cost
         gain.spend(cost, state)
         self.stats.draft_s += now - started
-        tokens = map(index, draft[:limit])  # numpy's and torch's integers are none that JSON can write
+        tokens = map(index, draft[:limit])  # JSON has no integers of numpy and torch
         return list(takewhile(lambda token: 0 <= token < self._vocabulary, tokens))
 
     def _build_drafter(self, sequence: Sequence, kind: DrafterKind | DrafterFactory) -> Drafter | None:

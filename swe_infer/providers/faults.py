@@ -156,7 +156,7 @@ _TRY_AGAIN = re.compile(
 )
 
 _LONGEST_FIELD_S = 86_400
-"""A larger ``retry_after`` is no number of seconds."""
+"""A larger ``retry_after`` is not in seconds."""
 _EVENTS = re.compile(r"\s*(?:data|event|id|retry)?:")
 _EVENT = re.compile(r"^data: ?(\{.*)$", re.MULTILINE)
 

@@ -54,7 +54,7 @@ async def until_complete(
 
     Args:
         end: if the events so far state the end of the answer, its size in any unit and the seconds to wait; else
-            None. They are counted anew when the size changes: some servers state the end in each event.
+            None. The seconds start again when the size changes: some servers state the end in each event.
     """
     until: float | None = None
     ended: tuple[int, float] | None = None

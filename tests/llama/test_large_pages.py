@@ -33,7 +33,7 @@ def mapped(address: int) -> dict[str, str]:
 
 
 def resident_bytes() -> int:
-    """0 where Linux does not say it. Linux joins neighbouring mappings, so those of one tensor are not told apart."""
+    """Of this process; 0 where it is unknown. Linux joins neighbouring mappings, so a tensor has none of its own."""
     if not _STATM.exists():
         return 0
     return int(_STATM.read_text().split()[1]) * resource.getpagesize()
