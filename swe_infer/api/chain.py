@@ -345,7 +345,7 @@ class Chain:
 
         Raises:
             Unreachable: no endpoint can be reached.
-            Rerouted: the request must be sent to another endpoint.
+            Rerouted: the request must be sent to another endpoint, or as the probe.
         """
         if not self._reachability.is_doubtful():
             return await self._attempt(flight, endpoint, urgent)
@@ -379,6 +379,10 @@ class Chain:
             if self._halted.is_set() or self._stop.is_set():
                 self._budget.charge(reservation, Decimal(0))
                 raise Halted("the run is stopping")
+            if self._reachability.is_doubtful() and not is_probe:  # since a failure while this request waited
+                self._budget.charge(reservation, Decimal(0))
+                endpoint.limiter.refund(permit)
+                raise Rerouted("only the probing request is sent")
             flight.attempts += 1
             flight.began = flight.began or time.monotonic()
             self.counts.sent += 1

@@ -41,7 +41,10 @@ def free_port() -> int:
 
 @contextmanager
 def no_tls() -> Iterator[tuple[int, list[int]]]:
-    """A port at which somebody listens who speaks no TLS, and a count of the connections."""
+    """A port at which somebody listens who speaks no TLS, and a count of the connections.
+
+    The first one is rejected after a while, when all other requests have queued for a permit.
+    """
     listener, count = socket.create_server(("127.0.0.1", 0)), [0]
 
     def accept() -> None:
@@ -50,6 +53,8 @@ def no_tls() -> Iterator[tuple[int, list[int]]]:
                 peer, _ = listener.accept()
             except OSError:
                 return
+            if count[0] == 0:
+                time.sleep(0.5)
             count[0] += 1
             peer.sendall(b"this is no TLS\n")
             peer.close()
@@ -91,7 +96,7 @@ def test_a_failing_handshake_counts_as_no_connection() -> None:
             runner(OpenAIChat(base_url=f"https://127.0.0.1:{port}/v1")).generate(
                 requests(60), nothing_is_answered, threading.Event()
             )
-        assert 3 <= connections[0] <= 2 * (BURST + 6)
+        assert 3 <= connections[0] <= BURST + 6, "of 60 requests"
 
 
 def test_every_deployment_is_tried_before_the_run_is_given_up_and_a_live_one_answers_it() -> None:
