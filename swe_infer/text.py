@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 from swe_infer.errors import SweInferError
 
@@ -57,6 +58,13 @@ def report_errors(work: Callable[[], object], message_of: Callable[[SweInferErro
         print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports an invalid argument in one line. The usage is in ``--help``."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {clean(' '.join(message.split()))}; see {self.prog} --help\n")
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

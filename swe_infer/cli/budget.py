@@ -13,7 +13,7 @@ from pathlib import Path
 from swe_infer.api.budget_address import TOKEN_VARIABLE
 from swe_infer.errors import ConfigError
 from swe_infer.serving import access_token, host_in_url, is_loopback, listening, port_number, raise_file_limit, serve
-from swe_infer.text import report_errors
+from swe_infer.text import CommandParser, report_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def keep_budgets(folder: Path, host: str, port: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swe-infer-budget",
         description="Keeps budget.sweep_max_usd and the quotas of API keys for runs on machines that share no file "
         "system: budget.ledger=http://HOST:PORT/NAME, runner.limits.shared=http://HOST:PORT/NAME.",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, get_args
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.interrupts import run_command
 from swe_infer.locks import Locks
+from swe_infer.text import CommandParser
 
 if TYPE_CHECKING:
     from swe_infer.api.cache import ResponseCache
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 2 if there is no cache."""
     from swe_infer.api.cache import ResponseCache
 
-    parser = argparse.ArgumentParser(prog="python -m swe_infer.cli.cache", description="A response cache's contents.")
+    parser = CommandParser(prog="python -m swe_infer.cli.cache", description="A response cache's contents.")
     parser.add_argument("directory", type=Path, metavar="DIR", help="the value of runner.response_cache")
     parser.add_argument("command", nargs="?", choices=("size", "list", "clear"), default="size")
     parser.add_argument("--model", help="clear: only answers of this model")

@@ -34,7 +34,7 @@ from swe_infer.run_directory import layout
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import LONGEST_LINE, Damage, Record
 from swe_infer.runners.turns import NO_ANSWER
-from swe_infer.text import bounded_json, clean, report_errors
+from swe_infer.text import CommandParser, bounded_json, clean, report_errors
 from swe_infer.types import Prompt, Turn
 
 Where = Literal["resolved", "applies"]
@@ -473,7 +473,7 @@ def _origin(run: _Run, sample: int, turn: int, answer: _Answer, resolved: bool |
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swe-infer-export",
         description="Write recorded answers as rows for fine-tuning, as JSON lines in the dataset formats of TRL.",
     )

@@ -5,7 +5,6 @@ The shards stay unchanged. The merged directory is what one process would have w
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import shutil
 import sys
@@ -36,6 +35,7 @@ from swe_infer.run_directory.records import Damage
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.totals import Totals
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
+from swe_infer.text import CommandParser
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.state import folder_of
 from swe_infer.tracking.wandb import WandbTracker
@@ -286,7 +286,7 @@ def _summary(shards: list[_ShardRun], store: RunStore, unrecorded_usd: Decimal) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Prints the merged directory; returns 2 if the shards cannot be merged."""
-    parser = argparse.ArgumentParser(prog="swe-infer-merge", description="Join the shards of one run.")
+    parser = CommandParser(prog="swe-infer-merge", description="Join the shards of one run.")
     parser.add_argument("out", metavar="OUT_DIR", help="the merged run directory, which must be new")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="the run directory of each shard")
     parser.add_argument("--wandb", action="store_true", help="log to W&B even if somebody else tracked the shards")

@@ -34,7 +34,7 @@ from swe_infer.run_directory.records import Key, Record, key_of, purpose_of, tur
 from swe_infer.run_directory.rewrite import rewrite_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import drop_verdicts, read_verdicts
-from swe_infer.text import clean
+from swe_infer.text import CommandParser, clean
 from swe_infer.types import EditFormat, PatchResult, Prompt
 
 _PATCH_FIGURES = ("patches", "apply_rate", "apply_rate_checked", "unchecked_share")
@@ -232,7 +232,7 @@ class _Recomputed:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swe-infer-patches",
         description="Compute the patches of finished runs again from their answers, after an improved extractor. "
         "Nothing is sent, and no cost changes.",

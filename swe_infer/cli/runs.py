@@ -31,7 +31,7 @@ from swe_infer.runs.listing import (
     search,
     values_of,
 )  # fmt: skip
-from swe_infer.text import clean, dollars, report_errors, shown
+from swe_infer.text import CommandParser, clean, dollars, report_errors, shown
 
 _Place = TypeVar("_Place", str, Path)
 _COMMANDS = ("list", "show", "rm", "sync", "move")
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swe-infer-runs",
         description="The runs and sweeps of a folder. Without a command: list.",
     )
@@ -89,11 +89,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[CommandParser],
     name: str,
     work: Callable[[argparse.Namespace], int],
     text: str,
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(work=work)
     return parser

@@ -42,7 +42,7 @@ from swe_infer.run_directory.provenance import read_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.selection.base import FilesOfRows, InstanceSelector, rule_named
 from swe_infer.selection.judge import Judge
-from swe_infer.text import clean, percent, report_errors
+from swe_infer.text import CommandParser, clean, percent, report_errors
 
 log = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ def _gap(runs: Sequence[_Run], lines: Sequence[Mapping[str, Any]], instances: in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swe-infer-select",
         description="One submission from the samples of one run or of several runs of the same dataset. Nothing is "
         "requested. Verdicts of tests are shown, but never used to select.",

@@ -17,7 +17,7 @@ from swe_infer.remote.paths import displayed
 from swe_infer.remote.reading import readable_path
 from swe_infer.remote.store import is_remote
 from swe_infer.serving import access_token, host_in_url, is_loopback, listening, port_number, serve
-from swe_infer.text import report_errors, shown
+from swe_infer.text import CommandParser, report_errors, shown
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swe-infer-view",
         description="Serves the runs and sweeps of a folder to a browser, read-only, and follows runs in progress.",
     )

@@ -21,7 +21,7 @@ from swe_infer.files import replacing
 from swe_infer.remote.paths import displayed, message_of, plain_path
 from swe_infer.remote.store import is_remote
 from swe_infer.run_directory import layout
-from swe_infer.text import clean
+from swe_infer.text import CommandParser, clean
 
 _STANDARD_OUTPUT = Path("-")
 _PLAIN_WIDTH = 160  # columns, if standard output is not a terminal and COLUMNS is not set
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swe-infer-compare",
         description="Compares runs: differences in configuration, rates with intervals, costs, paired tests.",
     )

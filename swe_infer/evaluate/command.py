@@ -23,7 +23,7 @@ from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
-from swe_infer.text import clean, report_errors
+from swe_infer.text import CommandParser, clean, report_errors
 
 _OWN_TIMEOUT_S = 10.0
 """Default seconds per instance for a dataset's own tests."""
@@ -160,7 +160,7 @@ def _line(directory: Path, summary: Summary) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swe-infer-evaluate",
         description="Resolved rates. The bundled sample and files with tests are tested here. Other datasets need "
         "the official harness (package swebench, needs Docker), or its finished report.",

@@ -10,7 +10,6 @@ evaluated runs. W&B omits runs from a panel that lack one of its metrics.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from swe_infer.errors import ConfigError
 from swe_infer.interrupts import run_command
+from swe_infer.text import CommandParser
 from swe_infer.tracking.download import PREFIX, WandbAddress
 from swe_infer.tracking.guest import Reply, Requests, call, connect
 
@@ -36,7 +36,7 @@ SWEPT = ("decoding.temperature", "decoding.max_new_tokens", "decoding.n")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Create the report and print its address; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m swe_infer.tracking.report",
         description="Create a W&B report of a project's runs: cost against apply rate and resolved rate, and the "
         "importance of parameters. Prints its address.",

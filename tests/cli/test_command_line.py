@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -29,6 +30,8 @@ HEAVY = (
     "genai_prices",
     "tokenizers",
 )
+OVERRIDES = ("swe_infer.__main__", "swe_infer.prompts.__main__")
+"""Commands that take overrides."""
 
 
 def swe_infer(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -264,6 +267,20 @@ def test_errors_suggest_what_was_meant(tmp_path: Path) -> None:
         assert len(result.stderr) < 400, (arguments, result.stderr)
         assert said in result.stderr, (arguments, result.stderr)
         assert result.stdout == "", arguments
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_reports_unknown_and_missing_arguments_in_one_line(tmp_path: Path) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].values()
+    modules = [script.partition(":")[0] for script in scripts]
+    for module in [*modules, "swe_infer.tracking.report", "swe_infer.cli.cache"]:
+        folders = [] if module in OVERRIDES else ["folder", "folder"]
+        done = commands.run(module, *folders, "--no-such-flag\n\x1b[31m", cwd=tmp_path, env=os.environ)
+        assert (done.returncode, done.stdout) == (2, ""), (module, done)
+        assert done.stderr.startswith("error: "), (module, done)
+        assert "--help" in done.stderr or "--no-such-flag" in done.stderr, (module, done)
+        assert len(done.stderr.splitlines()) == 1, (module, done)
+        assert "\x1b" not in done.stderr, (module, done)
     assert list(tmp_path.iterdir()) == []
 
 
