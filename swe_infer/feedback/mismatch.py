@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from swe_infer.feedback.message import MOST_LINES, quoted
 from swe_infer.patches.diff import PathIndex
 from swe_infer.patches.lenient import parse_leniently
-from swe_infer.patches.locate import LineIndex
+from swe_infer.patches.line_index import LineIndex
 from swe_infer.patches.reasoning import without_reasoning
 from swe_infer.patches.replace import find_replacements
 from swe_infer.run_directory.records import Record

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from swe_infer.instance_files import obstacle, why_absent
 from swe_infer.patches.diff import FilePatch, Hunk, PatchError, parse_as_git, refusal, split_lines
-from swe_infer.patches.locate import LineIndex
+from swe_infer.patches.line_index import LineIndex
 
 _CHANGED = "\0"
 """Replaces changed lines, which no later hunk may match, in the alphabet of :class:`LineIndex`."""

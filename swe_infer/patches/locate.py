@@ -8,47 +8,27 @@ around them show by how much the hunk is shifted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from itertools import pairwise
-from typing import Literal
 
-from swe_infer.patches.diff import Hunk, Line, PatchError, split_lines
+from swe_infer.patches.diff import Hunk, Line
 from swe_infer.patches.edit import PlacedLine
-from swe_infer.patches.reflow import FEWEST_TOKENS, TokenIndex, tokens_of
-
-MatchLevel = Literal["exact", "trailing", "around", "typography"]
-"""In what two lines may differ: nothing, trailing white space, white space on both sides, or also the style of quotes
-and typographic characters for ASCII ones, such as no-break spaces."""
-
-_WHITE = " \t\r\f\v"
-_TYPOGRAPHY = str.maketrans(
-    {
-        **dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
-        **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'"),
-        **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033", '"'),
-        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
-        "\u2026": "...",
-        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff"),
-    }
+from swe_infer.patches.indentation import file_indents, resolve_whitespace
+from swe_infer.patches.line_index import (
+    MATCH_LEVELS,
+    MOST_LOCATIONS,
+    HunkNotFound,
+    LineIndex,
+    MatchLevel,
+    anchored,
+    within,
+    words_of,
 )
+from swe_infer.patches.line_numbers import without_line_numbers
+from swe_infer.patches.reflow import FEWEST_TOKENS, tokens_of
+from swe_infer.patches.typography import plain_typography
 
-
-def _plain(text: str) -> str:
-    """``text`` with ASCII characters for typographic ones."""
-    return text if text.isascii() else text.translate(_TYPOGRAPHY)
-
-
-_KEYS: dict[MatchLevel, Callable[[str], str]] = {
-    "exact": str,
-    "trailing": lambda line: line.rstrip(_WHITE),
-    "around": lambda line: line.strip(_WHITE),
-    "typography": lambda line: _plain(line).replace('"', "'").strip(_WHITE),
-}
-MATCH_LEVELS: tuple[MatchLevel, ...] = ("exact", "trailing", "around", "typography")
-MOST_LOCATIONS = 64
-"""A hunk that matches more locations than this is refused without comparing context, anchors or numbers."""
 _NEAR = 10
 """Lines by which a header's line number may be off if it decides between equal places."""
 _MISCOUNT = 2
@@ -60,8 +40,6 @@ REPAIR_NOTES: dict[MatchLevel, str | None] = {
     "around": "ignored indentation",
     "typography": "ignored typographic characters and styles of quotes",
 }
-_NUMBERED = re.compile(r"[ \t]{0,8}(?P<number>\d{1,7})(?:(?P<mark>[:|→\t ])(?P<rest>.*))?$", re.DOTALL)
-_MARKED = re.compile(r"[ \t]{0,8}[L\[]?(?P<number>\d{1,7})(?P<mark> \||[\].:])(?: (?P<rest>.*))?$", re.DOTALL)
 
 GUESSED_BY_NUMBER = "guessed one of several equal places by the line number"
 _SHORTEST_ALONE = 12
@@ -69,7 +47,6 @@ _SHORTEST_ALONE = 12
 REFLOWED = "ignored line breaks"
 _IMPORT = re.compile(r"(?:import|from)\s[^()\\]*[^()\\,\s]\s*$")
 """An import at the left margin that ends in its line."""
-_WORD = re.compile(r"\w{2,}")
 _FEWEST_EQUAL = 2
 """Lines that must equal the file's where removed lines differ in punctuation."""
 _SIMILAR = 0.9
@@ -77,119 +54,6 @@ _SHORTEST_SIMILAR, _LONGEST_SIMILAR = 20, 500
 """Characters of a removed line that may differ in punctuation."""
 _LEAST_WRITTEN = 0.75
 """The share of the tokens of a file's line that a removed line must have to match it."""
-_DEFINED = re.compile(r"[(:{<=]")
-_LONGEST_NAME = 200
-
-_Shift = tuple[str, str]
-"""The indentation that the model wrote, and the file's; without a common suffix."""
-
-
-class HunkNotFound(PatchError):
-    """A hunk matches no location, or more than one; ``str(error)`` says which."""
-
-
-class LineIndex:
-    """Finds sequences of lines in a file in linear time: each distinct line is encoded as one character.
-
-    Raises:
-        HunkNotFound: on first use, for a file with more distinct lines than there are characters.
-    """
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        self.lines = lines
-        self._codes: dict[MatchLevel, dict[str, str]] = {}
-        self._texts: dict[MatchLevel, str] = {}
-        self._names: dict[str, list[int]] = {}
-        self._ends: dict[int, int] = {}
-        self._dense: tuple[LineIndex, list[int]] | None = None
-        self._tokens: TokenIndex | None = None
-        self._words: LineIndex | None = None
-
-    def text(self, level: MatchLevel) -> str:
-        """The file, one character per line."""
-        if level not in self._texts:
-            keys = list(map(_KEYS[level], self.lines))
-            try:
-                # Code 0 is reserved for lines that are not in the file.
-                codes = {key: chr(code) for code, key in enumerate(dict.fromkeys(keys), 1)}
-                text = "".join(map(codes.__getitem__, keys))
-            except ValueError:
-                raise HunkNotFound("is for a file with too many distinct lines") from None
-            self._texts[level], self._codes[level] = text, codes
-        return self._texts[level]
-
-    def encode(self, lines: Sequence[str], level: MatchLevel) -> str:
-        """``lines`` in the same alphabet. A line that is not in the file is ``\\0``."""
-        self.text(level)
-        codes, key = self._codes[level], _KEYS[level]
-        return "".join([codes.get(key(line), "\0") for line in lines])
-
-    def blocks(self, anchor: str) -> list[range]:
-        """The blocks whose first line is ``anchor``, or else defines the same name."""
-        if not self._names:
-            for number, line in enumerate(self.lines):
-                for key in {line.strip(), _name_of(line)}:
-                    if key and len(key) <= _LONGEST_NAME:
-                        self._names.setdefault(key, []).append(number)
-        starts = self._names.get(anchor.strip()) or self._names.get(_name_of(anchor), [])
-        return [self._block(start) for start in starts[: MOST_LOCATIONS + 1]]
-
-    def _block(self, start: int) -> range:
-        """The lines from ``start`` on that are indented further, with closing brackets, comments and blank lines."""
-        if start not in self._ends:
-            depth = len(_indent(self.lines[start]))
-            end = start + 1
-            while end < len(self.lines):
-                line = self.lines[end]
-                if line.strip() and len(_indent(line)) <= depth and line.lstrip()[0] not in "{})]#":
-                    break
-                end += 1
-            self._ends[start] = end
-        return range(start, self._ends[start])
-
-    def without_blanks(self) -> tuple[LineIndex, list[int]]:
-        """The index of the lines that are not blank, and their indices in the file."""
-        if self._dense is None:
-            numbers = [number for number, line in enumerate(self.lines) if line.strip()]
-            self._dense = LineIndex([self.lines[number] for number in numbers]), numbers
-        return self._dense
-
-    def words(self) -> LineIndex:
-        """The index of the words of each line."""
-        if self._words is None:
-            self._words = LineIndex([_words(line) for line in self.lines])
-        return self._words
-
-    def tokens(self) -> TokenIndex:
-        """The index of the tokens."""
-        if self._tokens is None:
-            self._tokens = TokenIndex(self.lines)
-        return self._tokens
-
-    def find_all(self, lines: Sequence[str], level: MatchLevel, limit: int = 2) -> list[int]:
-        """The indices of the first line of up to ``limit`` matches of ``lines``."""
-        text, pattern = self.text(level), self.encode(lines, level)
-        found: list[int] = []
-        if not pattern or "\0" in pattern:
-            return found
-        at = text.find(pattern)
-        while at >= 0 and len(found) < limit:
-            found.append(at)
-            at = text.find(pattern, at + 1)
-        return found
-
-
-class FileIndexes:
-    """The index of each file of a prompt, built on first use."""
-
-    def __init__(self, files: Mapping[str, str]) -> None:
-        self.files = files
-        self._made: dict[str, LineIndex] = {}
-
-    def __getitem__(self, path: str) -> LineIndex:
-        if path not in self._made:
-            self._made[path] = LineIndex([line.removesuffix("\n") for line in split_lines(self.files[path])])
-        return self._made[path]
 
 
 @dataclass(slots=True)
@@ -664,7 +528,7 @@ def _match_import(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> P
 
 def _match_words(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> Placement | None:
     """Matches a hunk whose removed lines differ from the file's only in punctuation, if they are long and similar."""
-    keyed = [line if line.tag == "+" else replace(line, text=_words(line.text)) for line in lines]
+    keyed = [line if line.tag == "+" else replace(line, text=words_of(line.text)) for line in lines]
     found = _without_outer_context(keyed, index.words(), choice)
     if found is None:
         return None
@@ -679,10 +543,6 @@ def _match_words(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> Pl
     if sum(text.strip() == has.strip() != "" for _, text, has in pairs) < _FEWEST_EQUAL:
         return None
     return _placement_at(kept, ats, index, "exact", "guessed that removed lines differ from the file in punctuation")
-
-
-def _words(line: str) -> str:
-    return " ".join(_WORD.findall(line))
 
 
 def _are_similar(text: str, has: str) -> bool:
@@ -798,255 +658,6 @@ def _groups(lines: Sequence[Line]) -> Iterator[list[Line]]:
         start = at
 
 
-def resolve_whitespace(lines: Sequence[Line], base: Sequence[str | None]) -> list[str] | None:
-    """Resolves the differences in white space between ``lines`` and the file.
-
-    Args:
-        base: the file's line for each old line of ``lines``; None for one that is left out.
-
-    Returns:
-        A text for each of ``lines``: the file's for kept and removed ones, the model's for added ones, shifted like
-        the old lines. None if the shift is ambiguous.
-    """
-    shifts_removed: set[_Shift] = set()
-    shifts_kept: set[_Shift] = set()
-    known: dict[str, str | None] = {}
-    old = iter(base)
-    texts: list[str] = []
-    ends: list[str] = []  # of old lines
-    for line in lines:
-        text = next(old) if line.tag != "+" else None
-        texts.append(line.text if text is None else text)
-        if line.tag != "+":
-            ends.append("\r" if text is not None and text.endswith("\r") else "")
-        if text is None or not text.strip():
-            continue
-        written, has = _indent(line.text), _indent(text)
-        (shifts_removed if line.tag == "-" else shifts_kept).add(_shift(written, has))
-        known[written] = has if known.get(written, has) == has else None
-    if all(line.tag == "+" or line.text == text for line, text in zip(lines, texts, strict=True)):
-        return texts  # the old lines are the file's, so the white space of the added ones is intended
-    if len(ends) > 1 and set(ends[:-1]) == {"\r"}:
-        ends[-1] = "\r"  # the file's last line may have no line end
-    added_ends = line_ends(lines, ends)
-    for number, line in enumerate(lines):
-        if line.tag == "+":
-            text = _shifted(line.text, shifts_removed, shifts_kept, known)
-            if text is None:
-                return None
-            texts[number] = text.removesuffix("\r") + added_ends[number]
-    return texts
-
-
-def line_ends(lines: Sequence[Line], old_ends: Sequence[str]) -> list[str]:
-    """The line end of each of ``lines``: an added one gets that of the removed line that it replaces, or else of the
-    old line before it, or else of the first old line.
-
-    Args:
-        old_ends: ``\\r`` or empty for each old line.
-    """
-    ends: list[str] = []
-    at = replaced = added = 0  # old lines so far; removed and added lines of this change
-    for line in lines:
-        if line.tag != "+":
-            replaced = replaced + 1 if line.tag == "-" and not added else int(line.tag == "-")
-            added = 0
-            ends.append(old_ends[at])
-            at += 1
-            continue
-        near = at - replaced + min(added, replaced - 1) if replaced else at - 1
-        ends.append(old_ends[max(near, 0)] if old_ends else "")
-        added += 1
-    return ends
-
-
-def _shifted(text: str, removed: set[_Shift], kept: set[_Shift], known: dict[str, str | None]) -> str | None:
-    if not text.strip():
-        return text
-    shifts = removed or kept
-    if len(shifts) > 1:
-        has = known.get(_indent(text))
-        return None if has is None else has + text.lstrip(" \t")
-    written, has = next(iter(shifts), ("", ""))
-    if not removed and (written, has) == ("", " "):
-        return text  # the context lost its sign, not its indentation; added lines kept theirs
-    if not text.startswith(written):
-        return None
-    return has + text[len(written) :]
-
-
-def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> list[str] | None:
-    """``new`` with the file's indentation, where ``old`` differs from ``base`` only in white space.
-
-    Three cases are unambiguous: all old lines are shifted alike; only the first one is, because it directly follows a
-    tag; each indentation of ``old`` corresponds to one of ``base``. Returns None in any other. Lines of ``new`` that
-    are lines of ``old`` become the file's. The result has no ``\\r`` at line ends.
-    """
-    pairs = [(written, has) for written, has in zip(old, base, strict=True) if has.strip()]
-    shifts = [_shift(_indent(written), _indent(has)) for written, has in pairs]
-    same = {
-        written: has.removesuffix("\r") for written, has in pairs if _plain(written).rstrip() == _plain(has).rstrip()
-    }
-    copies = {written: has.removesuffix("\r") for written, has in pairs}
-    first = next((n for n, text in enumerate(new) if text.strip()), 0)
-    settled: list[str] = []
-    for number, text in enumerate(new):
-        shift: _Shift | None
-        if not text.strip() or len(set(shifts)) <= 1:
-            shift = shifts[0] if shifts else ("", "")
-        elif len(set(shifts[1:])) == 1 and shifts[1] == ("", ""):
-            shift = shifts[0] if number == first or _left_of(new[first + 1 :], _indent(pairs[0][1])) else ("", "")
-        else:
-            indents = {_indent(base_line) for written, base_line in pairs if _indent(written) == _indent(text)}
-            shift = (_indent(text), indents.pop()) if len(indents) == 1 else None
-        if shift is None or (text.strip() and not text.startswith(shift[0])):
-            return None
-        moved = shift[1] + text[len(shift[0]) :] if text.strip() else text
-        moved = same.get(text, moved.removesuffix("\r"))
-        has = copies.get(text, moved)
-        settled.append(has if _KEYS["typography"](has) == _KEYS["typography"](moved) else moved)
-    return settled
-
-
-def file_indents(
-    old: Sequence[str], new: Sequence[str], base: Sequence[str | None]
-) -> tuple[list[str], list[str]] | None:
-    """Old and new lines with the file's steps of indentation: tabs, or so many blanks.
-
-    Args:
-        base: the file's line for each old line; None for one that is left out.
-
-    Returns:
-        None if it is ambiguous how many blanks a tab stands for.
-    """
-    pairs = {(_indent(text), _indent(line or "")) for text, line in zip(old, base, strict=True) if text.strip()}
-    pairs = {(written, has) for written, has in pairs if written and has}
-    units = {_unit(written, has) for written, has in pairs if ("\t" in written) != ("\t" in has)}
-    blanks = {(len(written), len(has)) for written, has in pairs if set(written) == set(has) == {" "}}
-    if not units and len({written for written, _ in blanks}) > 1:
-        units = {(" " * max(written // has, 1), " " * max(has // written, 1)) for written, has in blanks}
-        if len(units) > 1 or any(written % has and has % written for written, has in blanks):
-            units = set()  # not another step, but another depth
-    if not units:
-        return list(old), list(new)
-    unit = units.pop()
-    if units or unit is None:
-        return None
-    return [_converted(text, *unit) for text in old], [_converted(text, *unit) for text in new]
-
-
-def _unit(written: str, has: str) -> tuple[str, str] | None:
-    """The step of indentation that the model wrote, and the file's."""
-    if set(written) == {"\t"} and len(has) % len(written) == 0:
-        return "\t", " " * (len(has) // len(written))
-    if set(has) == {"\t"} and len(written) % len(has) == 0:
-        return " " * (len(written) // len(has)), "\t"
-    return None
-
-
-def _converted(text: str, step: str, file_step: str) -> str:
-    rest = _indent(text)
-    count = 0
-    while rest.startswith(step):
-        rest, count = rest[len(step) :], count + 1
-    return file_step * count + rest + text.lstrip(" \t") if text.strip() else text
-
-
-def _left_of(lines: Sequence[str], indent: str) -> bool:
-    """Whether some line is indented less than ``indent``, so the lines do not use the file's indentation."""
-    return any(line.strip() and len(_indent(line)) < len(indent) for line in lines)
-
-
-def _indent(text: str) -> str:
-    return text[: len(text) - len(text.lstrip(" \t"))]
-
-
-def _shift(written: str, has: str) -> _Shift:
-    """The prefix to remove and the prefix to add instead."""
-    if written.endswith(has):
-        return (written[: len(written) - len(has)], "")
-    if has.endswith(written):
-        return ("", has[: len(has) - len(written)])
-    return (written, has)
-
-
-def split_line_numbers(
-    texts: Sequence[str], *, spaced: bool = True, marked: bool = False
-) -> list[tuple[int | None, str]]:
-    """For each text its line number (``12 x``, ``12: x``, ``12|x``, ``12<tab>x``) and the rest; None without one.
-
-    Args:
-        spaced: a blank behind each ``:`` or ``|`` belongs to the number, if all lines have one.
-        marked: only numbers such as ``12 | x``, ``12. x``, ``[12] x`` and ``L12: x`` count.
-    """
-    matches = [(_MARKED if marked else _NUMBERED).match(text) for text in texts]
-    rests = [match["rest"] or "" for match in matches if match and match["mark"] not in (None, " ", "\t")]
-    spaced = spaced and not marked and all(rest.startswith(" ") for rest in rests if rest.strip())
-    found: list[tuple[int | None, str]] = []
-    for text, match in zip(texts, matches, strict=True):
-        if match is None:
-            found.append((None, text))
-            continue
-        rest = match["rest"] or ""
-        found.append((int(match["number"]), rest[1:] if spaced and match["mark"] in (":", "|", "→") else rest))
-    return found
-
-
-def without_line_numbers(
-    old: Sequence[str], new: Sequence[str], index: LineIndex
-) -> tuple[list[str], list[str]] | None:
-    """Old and new lines without line numbers; None if they have none, or if the numbers are inconsistent.
-
-    All old lines must have increasing numbers. New lines must have numbers in all lines, or in none, or exactly in
-    the lines that are old lines too.
-    """
-    spaced, tight = (_without_line_numbers(old, new, spaced=spaced) for spaced in (True, False))
-    for texts in (spaced, tight, _without_line_numbers(old, new, spaced=True, marked=True)):
-        if texts is not None and index.find_all(texts[0], "trailing", 1):
-            return texts
-    # Without a match, only new lines with numbers have the same indentation as the old ones for sure.
-    return spaced if spaced == tight or (spaced and tight and spaced[1] != tight[1]) else None
-
-
-def _without_line_numbers(
-    old: Sequence[str], new: Sequence[str], *, spaced: bool, marked: bool = False
-) -> tuple[list[str], list[str]] | None:
-    split = split_line_numbers([*old, *new], spaced=spaced, marked=marked)
-    olds, news = split[: len(old)], split[len(old) :]
-    numbers = [number for (number, _), text in zip(olds, old, strict=True) if number is not None or text.strip()]
-    known = [number for number in numbers if number is not None]
-    if not known or len(known) < len(numbers) or any(later <= earlier for earlier, later in pairwise(known)):
-        return None
-    possible = range(known[0] - 1, known[-1] + len(new) + 2)
-    written = [(number in possible, text) for (number, _), text in zip(news, new, strict=True) if text.strip()]
-    copies = set(old)
-    own = [number for (number, _), text in zip(news, new, strict=True) if text.strip()]
-    if own and own[0] is not None and own == list(range(own[0], own[0] + len(own))):
-        # Each line has a number, those of the new file or numbers of its content.
-        if _has_numbers(rest for _, rest in olds) and not _has_numbers(rest for _, rest in news):
-            return None
-        rests = [rest for _, rest in news]
-    elif all(is_numbered for is_numbered, _ in written):
-        rests = [rest for _, rest in news]
-    elif any(is_numbered and text not in copies for is_numbered, text in written):
-        return None
-    else:
-        rests = [rest if text in copies else text for (_, rest), text in zip(news, new, strict=True)]
-    return [rest for _, rest in olds], rests
-
-
-def _has_numbers(texts: Iterable[str]) -> bool:
-    return any(number is not None for number, _ in split_line_numbers(list(texts)))
-
-
-def plain_typography(old: Sequence[str], new: Sequence[str], base: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Old and new lines without the typographic characters that ``old`` has in place of those of ``base``."""
-    foreign = {char for text in old for char in text if ord(char) in _TYPOGRAPHY}
-    foreign -= {char for text in base for char in text}
-    table = {ord(char): _TYPOGRAPHY[ord(char)] for char in foreign}
-    return [text.translate(table) for text in old], [text.translate(table) for text in new]
-
-
 def _sides(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
     """The old and the added lines."""
     old, new = [line.text for line in lines if line.tag != "+"], [line.text for line in lines if line.tag == "+"]
@@ -1057,31 +668,6 @@ def _with_texts(lines: Sequence[Line], sides: tuple[list[str], list[str]]) -> li
     """``lines`` with other texts for the old and the added ones."""
     olds, news = map(iter, sides)
     return [replace(line, text=next(news if line.tag == "+" else olds)) for line in lines]
-
-
-def _name_of(line: str) -> str:
-    """The start of a line up to the name that it defines: ``class A`` of ``class A(B):``. Empty for a single word."""
-    name = _DEFINED.split(line.strip(), maxsplit=1)[0].rstrip()
-    return name if " " in name else ""
-
-
-def anchored(anchors: Sequence[str], index: LineIndex) -> list[range] | None:
-    """The blocks that the last of nested ``anchors`` begins; None if one is not in the file, or not behind the one
-    before it."""
-    scopes = [range(len(index.lines))]
-    for anchor in anchors:
-        blocks = index.blocks(anchor)
-        inner = [block for block in blocks if any(block.start in scope for scope in scopes)]
-        first = min(scope.start for scope in scopes)
-        scopes = inner or [range(block.start, len(index.lines)) for block in blocks if block.start >= first]
-        if not scopes:
-            return None
-    return scopes
-
-
-def within(places: Sequence[int], size: int, scopes: Sequence[range]) -> list[int]:
-    """Those of ``places``, of ``size`` lines each, that begin in one of ``scopes`` or contain its first line."""
-    return [at for at in places if any(at in scope or at <= scope.start < at + size for scope in scopes)]
 
 
 def _unnumbered(lines: Sequence[Line], index: LineIndex) -> list[Line] | None:

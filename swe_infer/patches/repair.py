@@ -19,7 +19,8 @@ from swe_infer.patches.diff import (
 )
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine
 from swe_infer.patches.lenient import Section
-from swe_infer.patches.locate import FileIndexes, HunkNotFound, LineIndex, Placement, locate_hunk
+from swe_infer.patches.line_index import FileIndexes, HunkNotFound, LineIndex
+from swe_infer.patches.locate import Placement, locate_hunk
 
 _EMPTY = frozenset({"__init__.py", "py.typed", ".gitkeep", ".keep"})
 """Files that are created without content."""

@@ -15,24 +15,12 @@ from itertools import pairwise
 
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, unsafe_path, write_new_file
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine, line_diff
+from swe_infer.patches.indentation import file_indents, line_ends, reindent
 from swe_infer.patches.json_edits import find_json_edits
-from swe_infer.patches.locate import (
-    GUESSED_BY_NUMBER,
-    MATCH_LEVELS,
-    MOST_LOCATIONS,
-    REFLOWED,
-    REPAIR_NOTES,
-    FileIndexes,
-    LineIndex,
-    MatchLevel,
-    file_indents,
-    line_ends,
-    nearest,
-    plain_typography,
-    reindent,
-    split_line_numbers,
-    without_line_numbers,
-)
+from swe_infer.patches.line_index import MATCH_LEVELS, MOST_LOCATIONS, FileIndexes, LineIndex, MatchLevel
+from swe_infer.patches.line_numbers import split_line_numbers, without_line_numbers
+from swe_infer.patches.locate import GUESSED_BY_NUMBER, REFLOWED, REPAIR_NOTES, nearest
+from swe_infer.patches.typography import plain_typography
 from swe_infer.patches.whole_files import is_excerpt, leaves_lines_out
 from swe_infer.types import EditFormat
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from swe_infer.patches.diff import Hunk, PathIndex
 from swe_infer.patches.extract import Block, cut_off
 from swe_infer.patches.lenient import Section, parse_leniently
-from swe_infer.patches.locate import FileIndexes, HunkNotFound, locate_hunk
+from swe_infer.patches.line_index import FileIndexes, HunkNotFound
+from swe_infer.patches.locate import locate_hunk
 from swe_infer.patches.replace import Replacement
 
 _BETWEEN_WORDS = re.compile(r"[\s`*\"'()\[\],;=]+")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swe_infer.patches.lenient import parse_leniently
-from swe_infer.patches.locate import HunkNotFound, LineIndex
+from swe_infer.patches.line_index import HunkNotFound, LineIndex
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.types import PatchResult
 from tests.support.steps import calls_of, lines_executed
