@@ -9,6 +9,7 @@ billed at; it is replaced by the price of what the answer states.
 from __future__ import annotations
 
 import logging
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from swe_infer.errors import ConfigError
 from swe_infer.providers.base import Answer, Bill, PriceTerms
@@ -39,6 +41,25 @@ docs.x.ai/developers/cost-tracking)."""
 _BASE_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on_demand", "scale", "batch"})
 """Service tiers at the base price: OpenAI's, Anthropic's, Groq's and Gemini's names of standard processing, and tiers
 whose capacity or discount is priced apart. ``auto`` in a request may be another tier."""
+_REGIONAL = (
+    (r"[a-z0-9]+\.api\.openai\.com", r"gpt-(?:5\.(?:[4-9]|\d\d)|[6-9])", Decimal("1.1")),
+    (
+        r"[a-z0-9-]+-aiplatform\.googleapis\.com|aiplatform\.[a-z]+\.rep\.googleapis\.com",
+        r"claude-[a-z]+-(?:4-[5-9]|[5-9])(?!\d)",
+        Decimal("1.1"),
+    ),
+    (r"[a-z]+-api\.together\.(?:ai|xyz)", r"", Decimal("1.25")),
+    (r"[a-z0-9-]+\.api\.x\.ai", r"", Decimal("1.1")),
+)
+"""(Hosts that process requests in one region, models, how many times the listed price they cost there):
+developers.openai.com/api/docs/guides/data-residency (models from 5 March 2026 on, the day of gpt-5.4),
+docs.claude.com/en/docs/build-with-claude/claude-on-vertex-ai (from Claude 4.5 on),
+docs.together.ai/docs/serverless/geo-specific-inference, docs.x.ai/developers/advanced-api-usage/regions."""
+_GEO_PREMIUMS = {"us": Decimal("1.1")}
+"""Anthropic's ``inference_geo`` with another price (platform.claude.com/docs/en/manage-claude/data-residency)."""
+_GLOBAL = "global"
+_HAS_GEO = re.compile(r"claude-[a-z]+-(?:4-[6-9]|[5-9])(?!\d)")
+"""Models for which Anthropic's workspaces have a default ``inference_geo``: Claude 4.6 and later."""
 _HORIZON = timedelta(days=1)
 """How long after its reservation a request may be billed."""
 _KEPT = timedelta(minutes=1)
@@ -241,12 +262,21 @@ class ListedPrices:
         batch: of requests in batches. A vendor without listed batch prices bills half (OpenAI, Azure, Anthropic) or
             at most the standard price (Together), or the price is unlisted.
         terms: how requests are sent.
+        address: the server's base URL, whose region may have a premium.
 
     Raises:
         LookupError: the list has no such model, or no price for its input or output.
     """
 
-    def __init__(self, model: str, provider_id: str, *, batch: bool = False, terms: PriceTerms | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        provider_id: str,
+        *,
+        batch: bool = False,
+        terms: PriceTerms | None = None,
+        address: str = "",
+    ) -> None:
         import genai_prices
         from genai_prices.types import StartDateConstraint, TimeOfDateConstraint
 
@@ -278,6 +308,14 @@ class ListedPrices:
         half = batch and not self._batch_is_listed and found.provider.id in _HALF_PRICED_BATCHES
         self.factor = BATCH_FACTOR if half else Decimal(1)
         self.source = f"genai-prices {genai_prices.__version__}: {found.provider.id}/{found.model.id}"
+        self._regional = _regional_premium(address, model)
+        if self._regional != 1:
+            self.source += f", {self._regional} times for the region of {urlsplit(address).hostname}"
+        self._has_geo = found.provider.id == "anthropic" and _HAS_GEO.search(model) is not None
+        unknown = self._has_geo and self.terms.geo is None
+        self._dearest_premium = max(_GEO_PREMIUMS.values()) if unknown else self._premium(self.terms.geo)
+        """Of the answers so far. Before the first one, the workspace's default geo is not known."""
+        self._knows_geo = not unknown
         self._nominal = self._nominal_context(now)
         self._served: set[tuple[str, str]] = set()
         """The contexts of the answers so far."""
@@ -296,6 +334,8 @@ class ListedPrices:
                 return f"service_tier={tier}"
         if not self._batch and not _is_base(terms.speed) and not self._has("speed", terms.speed or "", now):
             return f"speed={terms.speed}"
+        if self._has_geo and terms.geo not in (None, _GLOBAL, *_GEO_PREMIUMS):
+            return f"inference_geo={terms.geo}"
         if (cache_writes or terms.caches_unasked) and terms.cache_ttl != "5m":
             hourly = (
                 terms.cache_ttl == "1h" and self._sheet_prices(self._nominal, now).cache_write_1h_mtok is not None
@@ -306,13 +346,16 @@ class ListedPrices:
 
     def price(self, usage: Usage, bill: Bill | None = None, at: datetime | None = None) -> Decimal:
         moment = datetime.now(tz=UTC) if at is None else at
-        context = self._nominal
+        context, premium = self._nominal, self._premium(self.terms.geo)
         if bill is not None:
             context = self._context_of(bill, moment)
             if context not in self._served:
                 self._served.add(context)
                 self._possible = ()
-        return self._sheet(context, moment).price(_consistent(usage))
+            premium = premium if bill.geo is None else self._premium(bill.geo)
+            self._dearest_premium = max(premium, self._dearest_premium if self._knows_geo else premium)
+            self._knows_geo = True
+        return premium * self._sheet(context, moment).price(_consistent(usage))
 
     def dearest(self, usage: Usage) -> Decimal:
         usage = _consistent(usage)
@@ -324,7 +367,11 @@ class ListedPrices:
                 for context in self._possible_contexts(moment)
             )
             self._possible, self._possible_at = tuple(dict.fromkeys(sheets)), now
-        return max(sheet.price(usage) for sheet in self._possible)
+        return self._dearest_premium * max(sheet.price(usage) for sheet in self._possible)
+
+    def _premium(self, geo: str | None) -> Decimal:
+        """How many times the listed price a request costs that is processed in ``geo``."""
+        return self._regional * (_GEO_PREMIUMS.get(geo or "", Decimal(1)) if self._has_geo else 1)
 
     # Contexts: a key and a value of genai-prices, or two empty strings for the base price.
 
@@ -400,6 +447,15 @@ class ListedPrices:
         return self._model.get_prices(at, dict([context]) if context[0] else None)
 
 
+def _regional_premium(address: str, model: str) -> Decimal:
+    """How many times the listed price a model costs at an address that processes requests in one region."""
+    host = urlsplit(address).hostname or ""
+    return next(
+        (factor for hosts, models, factor in _REGIONAL if re.fullmatch(hosts, host) and re.search(models, model)),
+        Decimal(1),
+    )
+
+
 def _utc(clock: time) -> time:
     """A time of day in UTC, without a zone. A time without a zone is in UTC."""
     if clock.tzinfo is None:
@@ -455,7 +511,7 @@ def price_table_for(
         )
     name = model.price_as or model.name
     try:
-        return ListedPrices(name, found_id, batch=batch, terms=terms)
+        return ListedPrices(name, found_id, batch=batch, terms=terms, address=address)
     except LookupError as error:
         reason = error.args[0]
         if (vendor := _vendor_of(name, found_id)) is not None:
@@ -518,7 +574,8 @@ def with_lifetimes(answer: Answer, prices: PriceTable | None) -> Answer:
 def bill_details(bill: Bill) -> dict[str, str]:
     """What the record says about an answer's price."""
     tier = "fast" if bill.speed == "fast" else bill.service_tier
-    found = {"service_tier": tier, "stated_cost_usd": None if bill.usd is None else str(bill.usd)}
+    usd = None if bill.usd is None else str(bill.usd)
+    found = {"service_tier": tier, "inference_geo": bill.geo, "stated_cost_usd": usd}
     return {key: value for key, value in found.items() if value is not None}
 
 

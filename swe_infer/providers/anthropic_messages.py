@@ -316,4 +316,5 @@ def _bill(body: Mapping[str, Any]) -> Bill:
         speed=named(usage.get("speed")),
         usd=stated_dollars(usage.get("cost")),
         states_lifetimes=any(type(count) is int and count > 0 for count in counts),
+        geo=named(usage.get("inference_geo")),
     )

@@ -25,12 +25,14 @@ class PriceTerms:
         speed: Anthropic's field; None: it is not sent.
         cache_ttl: lifetime of prompts that are written to the vendor's cache.
         caches_unasked: whether the vendor may write its cache although this program does not request it.
+        geo: Anthropic's ``inference_geo``; None: it is not sent, so the workspace's default applies.
     """
 
     service_tier: str | None = None
     speed: str | None = None
     cache_ttl: str = "5m"
     caches_unasked: bool = False
+    geo: str | None = None
 
     def with_lifetimes(self, usage: Usage) -> Usage:
         """``usage`` with cache writes of the lifetime that requests ask for."""
@@ -47,12 +49,14 @@ class Bill:
         service_tier, speed: how the request was processed; None: not stated.
         usd: its cost in dollars; None: not stated.
         states_lifetimes: whether its usage states the lifetimes of cache writes.
+        geo: where Anthropic processed the request; None: not stated.
     """
 
     service_tier: str | None = None
     speed: str | None = None
     usd: Decimal | None = None
     states_lifetimes: bool = False
+    geo: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,6 +290,7 @@ def price_terms_of(sent: Mapping[str, Any], *, cache_ttl: str = "5m", caches_una
         speed=sent.get("speed"),
         cache_ttl=max(ttls, key=lambda ttl: (ttl not in ("5m", "1h"), ttl != "5m")),  # the dearest or an unknown one
         caches_unasked=caches_unasked or bool(marks),
+        geo=sent.get("inference_geo"),
     )
 
 
@@ -469,6 +470,8 @@ class WireProvider(Provider):
     def _check_terms(self, model: ApiModel) -> None:
         """Raises ConfigError for a service tier or speed that is no text, or that a batch cannot have."""
         terms = self.price_terms(model)
+        if not isinstance(terms.geo, str | None):
+            raise ConfigError(f"model.extra_body.inference_geo={terms.geo!r}: must be a name, such as us, or null")
         for name in ("service_tier", "speed"):
             value = getattr(terms, name)
             key = f"model.extra_body.{name}" if name in model.extra_body else "provider.service_tier"

@@ -171,6 +171,48 @@ def test_the_lifetime_of_a_cached_prompt_decides_whether_caching_pays() -> None:
     assert own.price(Usage(10, 0, 10, 0, 0, 4)) * 10**6 == 6 * Decimal("1.25") + 4 * 3
 
 
+def test_processing_in_one_region_has_its_premium() -> None:
+    usage = USAGES[0]
+
+    def times(model: str, provider: str, address: str, geo: str | None = None) -> tuple[Decimal, Decimal]:
+        """How many times the list the price and the reservation are."""
+        table = price_table_for(ApiModel(name=model), provider, terms=PriceTerms(geo=geo), address=address)
+        default = PriceTerms(service_tier="default", geo="global")
+        listed = price_table_for(ApiModel(name=model), provider, terms=default)
+        assert table is not None
+        assert listed is not None
+        return table.price(usage) / listed.price(usage), table.dearest(usage) / listed.dearest(usage)
+
+    tenth, none = Decimal("1.1"), Decimal(1)
+    # developers.openai.com/api/docs/guides/data-residency; which models: github.com/BerriAI/litellm/pull/31136
+    for host, model, factor in [("us", "gpt-5.5", tenth), ("eu", "gpt-6.1-terra", tenth), ("eu", "gpt-5.1", none)]:
+        assert times(model, "openai", f"https://{host}.api.openai.com/v1")[0] == factor
+    assert times("gpt-5.5", "openai", "https://api.openai.com/v1")[0] == 1
+    # docs.claude.com/en/docs/build-with-claude/claude-on-vertex-ai: Claude 4.5 and later
+    for host, model, factor in [
+        ("us-east5-aiplatform.googleapis.com", "claude-opus-5-5", tenth),
+        ("aiplatform.eu.rep.googleapis.com", "claude-sonnet-4-5@20250929", tenth),
+        ("europe-west1-aiplatform.googleapis.com", "claude-opus-4-1@20250805", none),
+        ("aiplatform.googleapis.com", "claude-opus-5-5", none),
+    ]:
+        assert times(model, "google", f"https://{host}/v1") == (factor, factor)
+    # docs.together.ai/docs/serverless/geo-specific-inference
+    together = "meta-llama/Llama-2-70b-chat-hf"
+    assert times(together, "together", "https://us-api.together.ai/v1") == (Decimal("1.25"), Decimal("1.25"))
+    assert times(together, "together", "https://api.together.ai/v1") == (none, none)
+    # Before an answer, the default of Anthropic's workspace is not known.
+    anthropic = "https://api.anthropic.com"
+    assert times("claude-opus-5", "anthropic", anthropic, "us") == (tenth, tenth)
+    assert times("claude-opus-5", "anthropic", anthropic, "global") == (none, none)
+    assert times("claude-opus-5", "anthropic", anthropic) == (none, tenth)
+    assert times("claude-sonnet-4-5", "anthropic", anthropic) == (none, none)
+    for geo, expected in (("us", tenth), ("global", none), (None, none)):
+        table = ListedPrices("claude-opus-5", "anthropic")
+        paid = table.price(usage, Bill(geo=geo))
+        assert table.dearest(usage) == paid == expected * ListedPrices("claude-opus-5", "anthropic").price(usage)
+    assert ListedPrices("claude-opus-5", "anthropic", terms=PriceTerms(geo="mars")).unlisted(cache_writes=False)
+
+
 def chat(server: ApiServer, **changes: Any) -> Provider:
     return OpenAIChat(base_url=server.openai_url, max_concurrency=16, **changes)
 
@@ -204,6 +246,13 @@ CASES: dict[str, tuple[Callable[..., Provider], ApiModel, dict[str, Any], dict[s
     "claude, an hour in extra_body": (
         messages, ApiModel(name="claude-opus-5", parameters=(), extra_body=HOURLY), {}, {}, "standard"
     ),
+    # platform.claude.com/docs/en/manage-claude/data-residency: a workspace has a default, and answers state the geo
+    "claude in the US": (
+        messages, ApiModel(name="claude-opus-5", parameters=(), extra_body={"inference_geo": "us"}),
+        {}, {}, "standard",
+    ),
+    "the workspace's geo": (messages, CLAUDE, {}, {"workspace_geo": "us"}, "standard"),
+    "the workspace's geo is global": (messages, CLAUDE, {}, {"workspace_geo": "global"}, "standard"),
 }  # fmt: skip
 
 

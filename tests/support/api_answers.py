@@ -37,6 +37,8 @@ class Maker:
     """Refuse, as the vendors do, parameters that the model does not accept."""
     project_tier: str = "default"
     """OpenAI's tier of requests that name none, or ``auto``."""
+    workspace_geo: str | None = None
+    """Anthropic's ``inference_geo`` of requests that name none; None: answers state none."""
     vendor: Vendor | None = None
     """Refuse and ignore what this vendor of OpenAI's chat API does."""
     downgraded: bool = False
@@ -105,6 +107,7 @@ class Maker:
             model=_snapshot(call.model),
             service_tier=tier,
             speed=speed,
+            geo=call.body.get("inference_geo", self.workspace_geo) if call.vendor == "anthropic" else None,
         )
         return replace(made, with_usage=False) if fault and fault.kind == "missing_usage" else made
 

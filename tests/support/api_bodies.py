@@ -36,6 +36,8 @@ class Made:
     service_tier: str | None = None
     """The tier that served it, if the answer states one; OpenAI's answers do if the request names one."""
     speed: str | None = None
+    geo: str | None = None
+    """Where it was processed, if the answer states it (Anthropic's ``inference_geo``)."""
 
     @property
     def id(self) -> str:
@@ -218,6 +220,7 @@ def _message_usage(made: Made) -> dict[str, Any]:
         },
         "service_tier": "batch" if made.call.batch else "standard",
         **({} if made.speed is None else {"speed": made.speed}),
+        **({} if made.geo is None else {"inference_geo": made.geo}),
     }
 
 

@@ -21,7 +21,18 @@ from tests.support.api_batch_forms import FORMS
 from tests.support.api_calls import Dialect, parse_call
 from tests.support.api_clouds import cloud_of
 
-_ON_SETTLEMENT = ("number", "status", "answered_at", "fault", "texts", "usage", "usable", "service_tier", "speed")
+_ON_SETTLEMENT = (
+    "number",
+    "status",
+    "answered_at",
+    "fault",
+    "texts",
+    "usage",
+    "usable",
+    "service_tier",
+    "speed",
+    "geo",
+)
 _ON_ARRIVAL = (
     "number",
     "received_at",
@@ -88,10 +99,11 @@ class Exchange:
     custom_id: str | None = None
     service_tier: str | None = None
     speed: str | None = None
+    geo: str | None = None
 
-    def bill(self, usage: Usage, service_tier: str | None, speed: str | None) -> None:
-        """Records what is billed, and at which tier and speed."""
-        self.usage, self.service_tier, self.speed = usage, service_tier, speed
+    def bill(self, usage: Usage, service_tier: str | None, speed: str | None, geo: str | None) -> None:
+        """Records what is billed, at which tier and speed, and where it was processed."""
+        self.usage, self.service_tier, self.speed, self.geo = usage, service_tier, speed, geo
 
     def end_with(self, send: Callable[[], bool]) -> None:
         """Sends the last bytes of an answer. Once they are sent, a client in another thread may read the log."""
@@ -228,4 +240,5 @@ def _list_price(exchange: Exchange) -> Decimal:
         context = {"processing": "batch"}
     at = datetime.fromtimestamp(exchange.received_at, tz=UTC)
     priced = calc_price(usage, exchange.model, provider_id=vendor, price_context=context, genai_request_timestamp=at)
-    return priced.total_price
+    # Anthropic bills processing in the US at 1.1 times the list, batches included.
+    return priced.total_price * (Decimal("1.1") if exchange.geo == "us" else 1)

@@ -359,7 +359,7 @@ class ApiServer:
         body = json.dumps(body_of(made)).encode()
         self.maker.cache.warm(call, made.usage)
         exchange.status, exchange.texts = 200, made.texts
-        exchange.bill(made.usage, made.service_tier, made.speed)
+        exchange.bill(made.usage, made.service_tier, made.speed, made.geo)
         kind = fault.kind if fault else None
         match kind:
             case "cut" | "stream_error":
@@ -390,7 +390,7 @@ class ApiServer:
         events = list(events_of(made, self.stream_pieces))
         pause = self._latency(call) / len(events)
         exchange.status, exchange.texts = 200, made.texts
-        exchange.bill(made.usage, made.service_tier, made.speed)
+        exchange.bill(made.usage, made.service_tier, made.speed, made.geo)
         amazon = call.cloud == "bedrock"
         kind = "application/vnd.amazon.eventstream" if amazon else "text/event-stream"
         peer.start(200, {**headers, "content-type": kind})
@@ -419,7 +419,7 @@ class ApiServer:
         unpaid = fault is not None and fault.kind in ("batch_expired", "batch_lost", "batch_wrong_id")
         if not unpaid:
             exchange.texts, exchange.status, exchange.usable = made.texts, 200, True
-            exchange.bill(made.usage, made.service_tier, made.speed)
+            exchange.bill(made.usage, made.service_tier, made.speed, made.geo)
         self.maker.cache.warm(call, made.usage)
         self.log.settled(exchange)
         return 200, body_of(made), fault
