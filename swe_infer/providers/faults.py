@@ -65,11 +65,11 @@ _QUOTA_CODES = {
 _QUOTA = re.compile(
     r"credit balance is too low|exceeded your current quota|insufficient (credits|balance)|specified API usage limits"
     r"|used all available credits|monthly spending limit|free-models-per-day|too many tokens per day"
-    r"|(tokens|requests) per day limit exceeded",
+    r"|(tokens|requests) per day limit exceeded|key limit exceeded",
     re.IGNORECASE,
 )
 """The words of many vendors; from ``specified API usage limits`` on of Anthropic's limit of a month, xAI, Fireworks,
-and the limits of a day of OpenRouter, Bedrock and Cerebras."""
+the limits of a day of OpenRouter, Bedrock and Cerebras, and OpenRouter's limit of a key."""
 _QUOTA_STATUSES = (400, 403, 412, 429, 500)
 """412 is Fireworks', 500 MiniMax's."""
 _TOKENS_PER_MINUTE = "error-code#token-limit"

@@ -135,6 +135,8 @@ def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
         (429, {"message": "Tokens per day limit exceeded - too many tokens processed.", "type": "too_many_tokens_error", "param": "quota", "code": "token_quota_exceeded"}, QuotaExhausted),  # noqa: E501
         (429, {"message": "Requests per minute limit exceeded - too many requests sent.", "type": "too_many_requests_error", "param": "quota", "code": "request_quota_exceeded"}, RateLimited),  # noqa: E501
         # Aider-AI/aider #3936 (OpenRouter); anthropics/claude-code #236 (Bedrock)
+        # gptme/gptme #1449
+        (403, {"error": {"message": "Key limit exceeded (monthly limit). Manage it using https://openrouter.ai/settings/keys", "code": 403}}, QuotaExhausted),  # noqa: E501
         (429, {"error": {"message": "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock 1000 free model requests per day", "code": 429}}, QuotaExhausted),  # noqa: E501
         (429, {"message": "Too many tokens, please wait before trying again."}, RateLimited),
         (429, {"message": "Too many tokens per day, please wait before trying again."}, QuotaExhausted),
