@@ -218,7 +218,7 @@ class AnthropicMessages(AnthropicBatches):
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         whole: dict[str, Any] | None = None
-        is_done = False
+        is_done = is_counted = False
         parts: list[str] = []
         thoughts: list[str] = []
         calls: dict[Any, dict[str, Any]] = {}
@@ -233,6 +233,12 @@ class AnthropicMessages(AnthropicBatches):
             match event:
                 case {"type": "message_start", "message": dict(message)}:
                     whole = dict(message)
+                case {"type": "content_block_start", "content_block": {"type": "text", "text": str(text)}}:
+                    if text:  # gateways begin an answer there, and the SDK reads it
+                        marks.setdefault("first", time.monotonic())
+                        parts.append(text)
+                case {"type": "content_block_start", "content_block": {"type": "thinking", "thinking": str(text)}}:
+                    thoughts.append(text)
                 case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": str(text)}}:
                     marks.setdefault("first", time.monotonic())
                     parts.append(text)
@@ -252,7 +258,9 @@ class AnthropicMessages(AnthropicBatches):
                     calls[index]["input"] += text
                 case {"type": "message_delta", "delta": dict(delta)} if whole is not None:
                     whole |= {key: value for key, value in delta.items() if value is not None}
-                    whole["usage"] = later_usage(whole.get("usage"), event.get("usage"))
+                    stated = event.get("usage")
+                    is_counted |= isinstance(stated, dict) and bool(stated.get("output_tokens"))
+                    whole["usage"] = later_usage(whole.get("usage"), stated)
                 case {"type": "message_stop"}:
                     is_done = True
                     break
@@ -260,7 +268,10 @@ class AnthropicMessages(AnthropicBatches):
                     raise Unreadable("a stream with an unknown event")
         if whole is None or (whole.get("stop_reason") is None and not (is_done and parts)):
             raise Unreadable("a stream that ends before its answer")
-        thinking = [{"type": "thinking", "thinking": "".join(thoughts)}] if thoughts else []
+        if not is_counted and isinstance(usage := whole.get("usage"), dict):
+            # The first event counts the output up to there, such as one token.
+            whole["usage"] = {key: count for key, count in usage.items() if key != "output_tokens"}
+        thinking = [{"type": "thinking", "thinking": "".join(thoughts)}] if "".join(thoughts) else []
         return {**whole, "content": [*thinking, {"type": "text", "text": "".join(parts)}, *calls.values()]}
 
 

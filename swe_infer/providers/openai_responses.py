@@ -176,15 +176,25 @@ class OpenAIResponses(OpenAIProvider):
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         items: list[Any] = []
+        pieces: list[str] = []
+        texts: list[str] = []
         async for event in events:
             kind = event.get("type") if isinstance(event, dict) else None
             if kind in ("response.output_text.delta", "response.refusal.delta"):
                 marks.setdefault("first", time.monotonic())
+                if kind == "response.output_text.delta" and isinstance(event.get("delta"), str):
+                    pieces.append(event["delta"])
+            elif kind == "response.output_text.done" and isinstance(event.get("text"), str):
+                texts.append(event["text"])
             elif kind == "response.output_item.done":
                 items.append(event.get("item"))
             elif kind in _LAST_EVENTS and isinstance(whole := event.get("response"), dict):
-                # Some gateways send the items in their own events alone.
-                return whole if whole.get("output") or not items else {**whole, "output": items}
+                # Some servers send the items, or the text, in their own events alone.
+                output = whole.get("output") or items
+                written = "".join(pieces) or "".join(texts)
+                if written and isinstance(output, list) and not "".join(_parts(output)[0]):
+                    output = [*output, {"type": "message", "content": [{"type": "output_text", "text": written}]}]
+                return {**whole, "output": output}
         raise Unreadable("a stream that ends before its answer")
 
 

@@ -344,6 +344,69 @@ def test_items_in_their_own_events_make_up_for_an_empty_last_response() -> None:
     assert ask(Recorded(events, SSE), "openai_responses", stream="always").text == "PATCH"
 
 
+def without_output(events: bytes, *, items: bool) -> bytes:
+    """Events of a response whose last one has no output, and whose items have no content or are missing."""
+    ended = events.replace(json.dumps(RESPONSE).encode(), json.dumps({**RESPONSE, "output": []}).encode())
+    empty = json.dumps({**OUTPUT, "content": []}) if items else "null"
+    return ended.replace(json.dumps(OUTPUT).encode(), empty.encode())
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        # vllm-project/vllm #30223: the text is in the deltas alone
+        without_output(RESPONSE_EVENTS, items=False).replace(b"response.output_item.done", b"response.in_progress"),
+        # agentgateway/agentgateway #2281: the items are there, without their content
+        without_output(RESPONSE_EVENTS, items=True),
+        # Sophomoresty/gemini-web2api #57: one event with the whole text
+        without_output(RESPONSE_EVENTS, items=True)
+        .replace(b"response.output_text.delta", b"response.output_text.done")
+        .replace(b'"delta": "PATCH"', b'"text": "PATCH"'),
+        # Both are the same text.
+        without_output(RESPONSE_EVENTS, items=True).replace(
+            b"event: response.output_item.done",
+            sse({"type": "response.output_text.done", "text": "PATCH"}) + b"event: response.output_item.done",
+        ),
+        RESPONSE_EVENTS.replace(
+            b"event: response.output_item.done",
+            sse({"type": "response.output_text.done", "text": "PATCH"}) + b"event: response.output_item.done",
+        ),
+    ],
+    ids=["deltas", "items without content", "whole text", "deltas and whole text", "all of them"],
+)
+def test_the_text_of_a_response_is_found_in_any_of_its_events(events: bytes) -> None:
+    answer = ask(Recorded(events, SSE), "openai_responses", stream="always")
+    assert (answer.text, answer.finish_reason, answer.usage.output_tokens) == ("PATCH", "stop", 2)
+
+
+def test_text_in_the_beginning_of_a_block_is_part_of_the_answer() -> None:
+    # langchain-ai/langchain #38442, earendil-works/pi #7283; anthropic.lib.streaming._messages.accumulate_event
+    def begun(block: dict[str, str]) -> bytes:
+        return sse({"type": "content_block_start", "index": 0, "content_block": block})
+
+    begin = b"event: content_block_delta"
+    text = begun({"type": "text", "text": "PAT"})
+    events = MESSAGE_EVENTS.replace(begin, text + begin).replace(b'"text": "PATCH"', b'"text": "CH"')
+    assert ask(Recorded(events, SSE), "anthropic", stream="always").text == "PATCH"
+    thinking = begun({"type": "thinking", "thinking": "I look."}) + begun({"type": "text", "text": ""})
+    answer = ask(Recorded(MESSAGE_EVENTS.replace(begin, thinking + begin), SSE), "anthropic", stream="always")
+    assert (answer.text, answer.details) == ("PATCH", {"reasoning": "I look."})
+
+
+def test_the_count_in_the_first_event_of_a_message_is_none_of_its_output() -> None:
+    # BerriAI/litellm #30420: {"output_tokens": 1} in message_start, and no usage in message_delta or no such event
+    first = {"input_tokens": 7, "output_tokens": 1}
+    events = MESSAGE_EVENTS.replace(json.dumps(MESSAGE["usage"]).encode(), json.dumps(first).encode())
+    counted = ask(Recorded(events, SSE), "anthropic", stream="always")
+    assert (counted.usage.output_tokens, "usage_estimated" in counted.details) == (2, False)
+    without_usage = events.replace(b', "usage": {"output_tokens": 2}', b"")
+    for uncounted in (without_usage, without_usage.replace(b'"type": "message_delta"', b'"type": "ping"')):
+        assert uncounted != events
+        answer = ask(Recorded(uncounted, SSE), "anthropic", stream="always")
+        assert (answer.text, answer.details["usage_estimated"]) == ("PATCH", True)
+        assert answer.usage.output_tokens == 2  # five letters
+
+
 def chat(finish: Any, **choice: Any) -> dict[str, Any]:
     return {**CHAT, "choices": [{"index": 0, "message": {"content": "half"}, "finish_reason": finish, **choice}]}
 
