@@ -67,6 +67,10 @@ _REQUESTS_FOR_A_FILE = 4
 """With those to which it is redirected."""
 _KEEP_ALIVE_S = 60.0
 _BYTES_A_TOKEN = 3
+_LONGEST_TOKENS = 40
+"""Characters a token of a long answer, on average at most. No vocabulary reaches it with text."""
+_LONG_ANSWER = 400
+"""Characters."""
 _DRAIN_S = 0.2
 """Seconds to wait for the end of a stream after its last event. An unfinished connection is not reused."""
 _LONGEST_UNSTREAMED = 16_000
@@ -266,6 +270,8 @@ def checked_usage(stated: Usage | None, request: Request | None, text: str, choi
         choices: how many answers the counts are of.
     """
     usage = stated if stated is not None and _is_plausible(stated, request, choices) else Usage()
+    if len(text) >= max(_LONG_ANSWER, _LONGEST_TOKENS * usage.output_tokens):
+        usage = replace(usage, output_tokens=0)  # one token was counted for the whole answer
     if usage.input_tokens and (usage.output_tokens or not text):
         return usage, False
     prompt = "" if request is None else request.prompt.text

@@ -205,6 +205,17 @@ def test_counts_that_cannot_be_true_are_estimated(usage: Any) -> None:
     assert 3 <= answer.usage.output_tokens <= 10
 
 
+def test_one_token_for_a_long_answer_is_no_count() -> None:
+    # abetlen/llama-cpp-python #1344: completion_tokens is 1 for any answer
+    text = "return x + 1\n" * 40  # 13 characters each
+    for outputs, is_count in ((1, False), (12, False), (14, True), (120, True)):
+        answer = read(OpenAIChat(), chat({"prompt_tokens": 12, "completion_tokens": outputs}, text))
+        assert ("usage_estimated" not in answer.details) is is_count
+        assert answer.usage.output_tokens == (outputs if is_count else -(-len(text) // 3))
+    short = read(OpenAIChat(), chat({"prompt_tokens": 12, "completion_tokens": 1}, "-" * 64))
+    assert short.usage.output_tokens == 1
+
+
 COSTS: list[tuple[dict[str, Any], str | None]] = [
     # OpenRouter (openrouter.ai/docs/use-cases/usage-accounting)
     ({"cost": 0.95, "cost_details": {"upstream_inference_cost": 19}}, "0.95"),
