@@ -144,9 +144,12 @@ class OpenAIResponses(OpenAIProvider):
             raise classify(
                 None, {"error": body.get("error") or {}}, {}, where=where, secret=self._key(), in_answer=True
             )
-        if status not in ("completed", "incomplete") or not isinstance(output, list):
+        parts, unspoken = _parts(output) if isinstance(output, list) else ([], Unspoken())
+        is_over = status in ("completed", "incomplete") or (
+            status is None and parts
+        )  # it is optional in OpenAI's type
+        if not is_over or not isinstance(output, list):
             raise Unreadable(f"a response with the status {named(status)!r}")
-        parts, unspoken = _parts(output)
         incomplete = body.get("incomplete_details")
         reason = named(incomplete.get("reason")) if isinstance(incomplete, dict) else None
         if status == "incomplete" and is_failure(reason):

@@ -246,6 +246,8 @@ def test_the_choices_of_chat_servers(choice: dict[str, Any], text: str, finish: 
         ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "length"),
         ({"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, "content_filter"),
         ({"status": "incomplete", "incomplete_details": None}, "other"),
+        ({}, "other"),  # openai.types.responses.Response: the status is optional
+        ({"status": None}, "other"),
     ],
 )
 def test_the_endings_of_responses(body: dict[str, Any], finish: str) -> None:
