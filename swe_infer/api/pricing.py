@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
@@ -60,6 +60,15 @@ _GEO_PREMIUMS = {"us": Decimal("1.1")}
 _GLOBAL = "global"
 _HAS_GEO = re.compile(r"claude-[a-z]+-(?:4-[6-9]|[5-9])(?!\d)")
 """Models for which Anthropic's workspaces have a default ``inference_geo``: Claude 4.6 and later."""
+_WITH_FEES = ("web_search_options", "search_parameters", "enable_search", "plugins", "mcp_servers")
+"""Fields that let a vendor search or call other servers, which it charges beside the tokens: of OpenAI, xAI,
+DashScope, OpenRouter and Anthropic."""
+_TOOLS_WITHOUT_FEES = re.compile(
+    r"function|custom|namespace|apply_patch|local_shell|(?:bash|text_editor|memory|computer|browser)(?:_\w+)?"
+)
+"""Types of tools that the vendor's server does not execute (openai.types.responses.ToolParam,
+anthropic.types.ToolUnionParam). It charges for its own, such as $10 for 1,000 searches
+(platform.claude.com/docs/en/about-claude/pricing, developers.openai.com/api/docs/pricing)."""
 _HORIZON = timedelta(days=1)
 """How long after its reservation a request may be billed."""
 _KEPT = timedelta(minutes=1)
@@ -470,6 +479,20 @@ def _is_base(value: str | None, *, asked: bool = False) -> bool:
         asked: it is a request's, in which the capacity of ``scale`` is priced apart.
     """
     return value is None or (value in _BASE_TIERS and not (asked and value == "scale"))
+
+
+def field_with_fees(model: ApiModel, prices: PriceTable) -> str | None:
+    """The key of a request field for which the vendor charges more than the tokens, or None."""
+    if not prices.dearest(Usage(input_tokens=1000, output_tokens=1000)):
+        return None
+    tools = model.extra_body.get("tools")
+    kinds = [tool.get("type") for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, Sequence) else []
+    if any(kind is not None and not _TOOLS_WITHOUT_FEES.fullmatch(str(kind)) for kind in kinds):
+        return "model.extra_body.tools"
+    return next(
+        (f"model.extra_body.{name}" for name in _WITH_FEES if model.extra_body.get(name) not in (None, False, [])),
+        None,
+    )
 
 
 def price_table_for(

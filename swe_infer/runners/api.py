@@ -29,7 +29,7 @@ from swe_infer.api.estimate import Planned, estimate
 from swe_infer.api.first_answers import FirstAnswers
 from swe_infer.api.ledger import CapLedger, Ledger
 from swe_infer.api.limits import Limiter, Limits
-from swe_infer.api.pricing import PriceTable, price_table_for
+from swe_infer.api.pricing import PriceTable, field_with_fees, price_table_for
 from swe_infer.api.prompt_cache import PromptCacheIndex
 from swe_infer.api.remote_ledger import RemoteLedger
 from swe_infer.api.retry import Retry
@@ -161,6 +161,8 @@ class ApiRunner:
         prices = self._price_table(self.provider)
         if prices is not None and (missing := prices.unlisted(cache_writes=self.prompt_caching != "never")):
             logger.warning("%s has no price for %s: the cost may be unknown", prices.source, missing)
+        if prices is not None and (field := field_with_fees(self._model, prices)):
+            logger.warning("the cost leaves out what %s charges for %s", self.provider.name, field)
         if not dry_run:
             self.provider.check_access()
             for key, address in (("budget.ledger", self.budget.ledger), ("runner.limits.shared", self.limits.shared)):
@@ -517,6 +519,11 @@ class ApiRunner:
             raise ConfigError(
                 f"{caps[0]} needs a price, and {prices.source} has none for {missing}: leave that out, or state "
                 "prices in model.pricing"
+            )
+        if caps and (field := field_with_fees(model, prices)):
+            raise ConfigError(
+                f"{field}: what {provider.name} charges for it beside the tokens is not known before the answer; "
+                f"leave it out, or {caps[0]}"
             )
         return prices
 

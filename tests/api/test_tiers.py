@@ -395,6 +395,38 @@ def test_what_has_no_price_is_refused_under_a_budget_and_what_no_vendor_knows_al
     assert "'deepseak'" in refusal(GPT, OpenAIChat(pricing_id="deepseak"), None)
 
 
+SEARCH = {"type": "web_search_20260318", "name": "web_search"}  # anthropic.types.WebSearchTool20260318Param
+EDITOR = {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}
+
+
+def test_what_is_charged_beside_the_tokens_is_refused_under_a_budget(caplog: pytest.LogCaptureFixture) -> None:
+    # platform.claude.com/docs/en/about-claude/pricing, developers.openai.com/api/docs/pricing (tools)
+    for provider, name, extra in [
+        (AnthropicMessages(), "claude-opus-5", {"tools": [EDITOR, SEARCH]}),
+        (OpenAIResponses(), "gpt-5.4", {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}),
+        (OpenAIChat(), "gpt-5.4", {"web_search_options": {}, "tools": []}),
+    ]:
+        model = ApiModel(name=name, parameters=(), extra_body=extra)
+        field = next(iter(extra))
+        assert refusal(model, provider).startswith(f"model.extra_body.{field}: what ")
+        caplog.clear()
+        ApiRunner(model=model, provider=provider, decoding=PLAIN).check(dry_run=True)
+        assert any(f"leaves out what {provider.name} charges" in record.message for record in caplog.records)
+    caplog.clear()
+    function = {"type": "function", "function": {"name": "edit", "parameters": {}}}
+    for provider, name, tools in [
+        (AnthropicMessages(), "claude-opus-5", [EDITOR, {"name": "edit", "input_schema": {"type": "object"}}]),
+        (OpenAIChat(), "gpt-5.4", [function]),
+    ]:
+        model = ApiModel(name=name, parameters=(), extra_body={"tools": tools})
+        budget = Budget(max_usd=Decimal(1))
+        ApiRunner(model=model, provider=provider, decoding=PLAIN, budget=budget).check(dry_run=True)
+    own = OpenAIChat(name="own", base_url="http://127.0.0.1:1/v1", api_key_env=None, pricing_id="free")
+    free = ApiModel(name="m", extra_body={"tools": [{"type": "web_search"}]})
+    ApiRunner(model=free, provider=own, decoding=PLAIN, budget=Budget(max_usd=Decimal(1))).check(dry_run=True)
+    assert not any("leaves out" in record.message for record in caplog.records)
+
+
 def test_the_prices_of_a_known_address_apply() -> None:
     own = OpenAIChat(name="mine", base_url="https://api.deepseek.com", pricing_id=None)
     table = price_table_for(ApiModel(name="deepseek-v4-pro"), own.pricing_id, address=own.address)
