@@ -145,9 +145,7 @@ class OpenAIResponses(OpenAIProvider):
                 None, {"error": body.get("error") or {}}, {}, where=where, secret=self._key(), in_answer=True
             )
         parts, unspoken = _parts(output) if isinstance(output, list) else ([], Unspoken())
-        is_over = status in ("completed", "incomplete") or (
-            status is None and parts
-        )  # it is optional in OpenAI's type
+        is_over = status in ("completed", "incomplete") or (status is None and parts)  # OpenAI's type: optional
         if not is_over or not isinstance(output, list):
             raise Unreadable(f"a response with the status {named(status)!r}")
         incomplete = body.get("incomplete_details")

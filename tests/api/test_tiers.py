@@ -401,13 +401,13 @@ EDITOR = {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}
 
 def test_what_is_charged_beside_the_tokens_is_refused_under_a_budget(caplog: pytest.LogCaptureFixture) -> None:
     # platform.claude.com/docs/en/about-claude/pricing, developers.openai.com/api/docs/pricing (tools)
-    for provider, name, extra in [
-        (AnthropicMessages(), "claude-opus-5", {"tools": [EDITOR, SEARCH]}),
-        (OpenAIResponses(), "gpt-5.4", {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}),
-        (OpenAIChat(), "gpt-5.4", {"web_search_options": {}, "tools": []}),
-    ]:
+    cases: list[tuple[Provider, str, str, dict[str, object]]] = [
+        (AnthropicMessages(), "claude-opus-5", "tools", {"tools": [EDITOR, SEARCH]}),
+        (OpenAIResponses(), "gpt-5.4", "tools", {"tools": [{"type": "code_interpreter"}]}),
+        (OpenAIChat(), "gpt-5.4", "web_search_options", {"web_search_options": {}, "tools": []}),
+    ]
+    for provider, name, field, extra in cases:
         model = ApiModel(name=name, parameters=(), extra_body=extra)
-        field = next(iter(extra))
         assert refusal(model, provider).startswith(f"model.extra_body.{field}: what ")
         caplog.clear()
         ApiRunner(model=model, provider=provider, decoding=PLAIN).check(dry_run=True)
