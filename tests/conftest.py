@@ -25,8 +25,8 @@ from tests.support import commands
 from tests.support.selection import ProcessWatch, is_slow, late_imports
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "openai", "anthropic", "wandb", "ray"}
-NEED_TORCH = {"llama", "sample"}
-"""Folders whose tests import torch and transformers. They come first, so that one worker runs most of them."""
+NEED_TORCH = {"llama", "sample", "test_concurrent.py", "test_llama_runs.py"}
+"""Folders and files whose tests import torch and transformers. They come first, so that few workers run them."""
 LAST_COMPILED = Path(__file__).parent / "view" / "__pycache__"
 """Of the folder that is collected last."""
 HEAVY_IMPORTS = pytest.StashKey[list[str]]()
@@ -89,7 +89,7 @@ def pytest_make_collect_report(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.parent.name not in NEED_TORCH)
+    items.sort(key=lambda item: not NEED_TORCH & {item.path.name, item.path.parent.name})
     if config.getoption("fast"):
         left_out = [item for item in items if not isinstance(item, pytest.Function) or is_slow(item)]
         items[:] = [item for item in items if item not in left_out]
