@@ -10,6 +10,7 @@ import pytest
 import swe_infer.llama.attention
 from swe_infer.errors import ConfigError
 from swe_infer.types import AttentionChoice
+from tests.support.selection import combinations
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 FOLDER = Path(swe_infer.llama.attention.__file__).parent
 BACKENDS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
 DTYPES = ["float32", "bfloat16"]
+HEADS = {"multi_head": (4, 4), "grouped": (6, 2), "multi_query": (8, 1)}
+"""Heads of queries, and of keys and values."""
 
 LAYOUTS: dict[str, list[tuple[int, int]]] = {
     # (query rows, keys) of each sequence
@@ -39,15 +42,12 @@ def on_a_cpu() -> None:
         pytest.skip("promised on a CPU")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, indirect=True)
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
-@pytest.mark.parametrize("lengths", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("name", BACKENDS)
-def test_backend_agrees_with_float64(
-    name: str, lengths: list[tuple[int, int]], heads: tuple[int, int], dtype: torch.dtype
-) -> None:
-    backend = make_backend(name, dtype, *heads, 64)
-    scene = Scene(backend, lengths)
+@pytest.mark.parametrize(
+    ("name", "layout", "heads", "dtype"), combinations(BACKENDS, LAYOUTS, HEADS, DTYPES), indirect=["dtype"]
+)
+def test_backend_agrees_with_float64(name: str, layout: str, heads: str, dtype: torch.dtype) -> None:
+    backend = make_backend(name, dtype, *HEADS[heads], 64)
+    scene = Scene(backend, LAYOUTS[layout])
     out_THD = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, backend.plan(scene.layout))
     torch.testing.assert_close(out_THD.cpu().double(), scene.expected(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 

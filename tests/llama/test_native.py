@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 
 from tests.llama.test_attention import LAYOUTS
+from tests.support.selection import combinations
 
 if TYPE_CHECKING:
     import torch
@@ -93,9 +94,7 @@ def assert_rounded(found: Tensor, exact: Tensor, kernels: Kernels, units: float 
     torch.testing.assert_close(found.double(), exact, rtol=units * unit, atol=units * unit / 4)
 
 
-@pytest.mark.parametrize("outputs", [1, 32, 47, 400])
-@pytest.mark.parametrize("rows", [1, 8, 33, 600])
-@pytest.mark.parametrize("inputs", [32, 800])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), combinations([1, 8, 33, 600], [32, 800], [1, 32, 47, 400]))
 def test_linear_is_a_product_and_a_bias(with_weights: WithWeights, rows: int, inputs: int, outputs: int) -> None:
     kernels, weight = with_weights
     x_TI, weight_OI = drawn(kernels, rows, inputs), weight(outputs, inputs)

@@ -103,7 +103,7 @@ def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
     assert "model.layers.0.self_attn.o_proj.bias" not in second
 
 
-@pytest.mark.parametrize("at", ["ModelInput", "tuple", pytest.param(None, marks=pytest.mark.full)])
+@pytest.mark.parametrize("at", ["ModelInput", *(pytest.param(at, marks=pytest.mark.full) for at in ("tuple", None))])
 def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, pool: EnginePool, at: str | None) -> None:
     """Killed at the message of a step, at that of a copied block, or before."""
     engine = engine_of_pool(pool, biased)

@@ -15,6 +15,7 @@ from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.config import LlamaConfig, read_config
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.types import LlamaModel
+from tests.support.selection import combinations
 
 if TYPE_CHECKING:
     import torch
@@ -219,9 +220,14 @@ def test_weights_of_another_type_are_converted(copy: Path, stored: torch.dtype) 
     torch.testing.assert_close(load(copy)(ids()), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("shape", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
+@pytest.mark.parametrize(
+    ("shape", "packed", "stored"),
+    combinations(
+        [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}],
+        [False, True],
+        ["float16", "bfloat16"],
+    ),
+)
 def test_weights_that_stay_in_16_bits_give_the_same_logits(
     shape: dict[str, Any], packed: bool, stored: str, tmp_path: Path
 ) -> None:

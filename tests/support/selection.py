@@ -9,16 +9,17 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
 
-__all__ = ["ProcessWatch", "is_slow", "late_imports", "starts_a_process"]
+__all__ = ["ProcessWatch", "combinations", "is_slow", "late_imports", "starts_a_process"]
 
 STARTERS = {"subprocess", "multiprocessing", "socket", "http.server", "pty"}
 STARTING_CALLS = {"start_server", "create_server", "create_subprocess_exec", "create_subprocess_shell"}
@@ -114,6 +115,15 @@ def _names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
+
+
+def combinations(*factors: Iterable[object]) -> list[Any]:
+    """All combinations of the values of three or more factors, for ``parametrize``. Without ``--all``, half of them
+    run, which contain every pair of values."""
+    return [
+        pytest.param(*(value for _, value in case), marks=[pytest.mark.full] * (sum(index for index, _ in case) % 2))
+        for case in itertools.product(*(enumerate(values) for values in factors))
+    ]
 
 
 class ProcessWatch:
