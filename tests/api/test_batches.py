@@ -356,7 +356,7 @@ def test_batches_that_expire_or_fail_cost_their_unanswered_requests_alone(vendor
 
 
 @pytest.mark.parametrize(
-    "vendor", [*VENDORS, "openai_responses", *(pytest.param(vendor, marks=pytest.mark.full) for vendor in OTHERS)]
+    "vendor", [*VENDORS, *(pytest.param(vendor, marks=pytest.mark.full) for vendor in ("openai_responses", *OTHERS))]
 )
 def test_kills_at_any_moment_lose_nothing_and_submit_nothing_twice(vendor: str, tmp_path: Path) -> None:
     chance = random.Random(vendor)

@@ -67,7 +67,7 @@ def test_four_processes_under_one_cap_never_pass_it_and_use_it_up(tmp_path: Path
 def test_the_cap_holds_when_processes_are_killed_and_started_again(tmp_path: Path) -> None:
     cap, chance = "0.5", random.Random(3)
     with ApiServer(latency_s=(0.02, 0.1)) as server:
-        for _ in range(3):
+        for _ in range(2):
             points = [point(server, tmp_path, n, cap, concurrency=8) for n in range(2)]
             for process in points:
                 assert process.stdout.readline() == "ready\n"

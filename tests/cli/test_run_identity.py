@@ -155,7 +155,9 @@ def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(
     assert summary(desk.folder / "named")["instances"] == 6
 
 
-@pytest.mark.parametrize("damage", ["gone", "empty", "NULs", "half"])
+@pytest.mark.parametrize(
+    "damage", ["gone", "half", *(pytest.param(damage, marks=pytest.mark.full) for damage in ("empty", "NULs"))]
+)
 def test_a_run_without_its_configuration_is_resumed(damage: str, desk: Desk) -> None:
     """The run's id contains the digest of the identity, too."""
     run = desk.run("dataset.limit=2", "output_dir=run")

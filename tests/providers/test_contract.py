@@ -404,7 +404,10 @@ def test_a_huge_answer_is_read(server: ApiServer, name: str) -> None:
     assert len(ask(build(name, server), name).text) == 8_000_000
 
 
-@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.full] * (name not in ("openai", "anthropic"))) for name in PROVIDERS],
+)
 def test_connections_are_kept_and_closed(server: ApiServer, name: str) -> None:
     """Two hundred requests, twenty at a time, need no more connections than twenty, and leave none behind."""
     open_before = len(os.listdir("/proc/self/fd"))

@@ -243,9 +243,7 @@ def test_a_new_name_follows_its_family_and_a_retired_one_is_warned_about(server:
     assert len(server.log.exchanges) == asked + 2
 
 
-@pytest.mark.parametrize(
-    "provider", [pytest.param(p, marks=[pytest.mark.full] * (p not in ("openai", "anthropic"))) for p in PROVIDERS]
-)
+@pytest.mark.parametrize("provider", [pytest.param(p, marks=[pytest.mark.full] * (p != "openai")) for p in PROVIDERS])
 def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_paid_twice(provider: str, tmp_path: Path) -> None:
     instances, samples, in_flight, wanted = 40, 2, 8, 2
     data = write_instances(tmp_path / "instances.jsonl", instances)
@@ -578,7 +576,7 @@ def test_what_was_in_flight_at_a_kill_is_stated_whatever_the_next_command_asks_f
         assert float(summary_of(tmp_path / "shard0")["possibly_billed_usd"]) == lost, more
 
 
-@pytest.mark.parametrize("is_moved", [False, True])
+@pytest.mark.parametrize("is_moved", [pytest.param(False, marks=pytest.mark.full), True])
 def test_what_was_in_flight_under_the_cap_of_a_sweep_is_stated_without_a_cap(
     server: ApiServer, tmp_path: Path, is_moved: bool
 ) -> None:

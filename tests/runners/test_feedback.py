@@ -265,7 +265,7 @@ def test_a_failed_turn_replaces_nothing_and_is_tried_again(tmp_path: Path) -> No
     ("vendor", "name"),
     [
         ("openai", "gpt-4o"),
-        ("anthropic", "claude-sonnet-4-5"),
+        pytest.param("anthropic", "claude-sonnet-4-5", marks=pytest.mark.full),
         pytest.param("gemini", "gemini-3.8-flash", marks=pytest.mark.full),
         pytest.param("mistral", "mistral-large-4", marks=pytest.mark.full),
         pytest.param("together", "gpt-oss-120b-together", marks=pytest.mark.full),

@@ -285,7 +285,9 @@ def test_a_halving_that_cannot_run_is_one_line_before_anything_is_paid(
     ("option", "extra", "module"),
     [
         ("hydra/sweeper=halving", "optuna", "optuna"),
-        ("hydra/launcher=joblib", "joblib", "hydra_plugins.hydra_joblib_launcher"),
+        pytest.param(
+            "hydra/launcher=joblib", "joblib", "hydra_plugins.hydra_joblib_launcher", marks=pytest.mark.full
+        ),
     ],
 )
 def test_a_plug_in_that_is_not_installed_is_one_line(option: str, extra: str, module: str, tmp_path: Path) -> None:
