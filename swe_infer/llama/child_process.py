@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 
 
 def start_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
@@ -18,7 +21,9 @@ def start_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
     Terminals, Slurm and ``timeout`` send SIGINT, SIGTERM and SIGHUP to every process of a command. Its children must
     continue, so that it can finish requests in flight.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(target, *arguments), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_run, args=(_Pickled(target, arguments),), daemon=True
+    )
     blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
@@ -30,8 +35,22 @@ def start_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
     return process
 
 
-def _run(target: Callable[..., None], *arguments: object) -> None:
+class _Pickled:
+    """A call that arrives in the child as bytes. To unpickle it there imports its modules, and mostly torch."""
+
+    def __init__(self, target: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        self._call = (target, arguments)
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (bytes(ForkingPickler.dumps(self._call)),)
+
+
+def _run(call: bytes) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.disable()  # imports create many objects, of which few become garbage
+    target, arguments = pickle.loads(call)
+    gc.freeze()  # neither later collections nor the interpreter's shutdown search them
+    gc.enable()
     target(*arguments)
 
 

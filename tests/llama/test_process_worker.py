@@ -208,6 +208,23 @@ def test_a_child_ends_with_its_parent_alone(killed: bool) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, "None\n", "")
 
 
+def test_a_child_imports_without_garbage_collection(tmp_path: Path) -> None:
+    """Imports create many objects, which later collections do not search either."""
+    (tmp_path / "imported.py").write_text(
+        "import gc\n"
+        "collects = gc.isenabled()\n"
+        "def show():\n"
+        "    print(collects, gc.isenabled(), gc.get_freeze_count() > 0)\n"
+    )
+    code = (
+        "import imported\nfrom swe_infer.llama.child_process import start_child\nstart_child(imported.show).join()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("False True True\n", "")
+
+
 def test_an_engine_that_is_given_up_while_it_starts_leaves_no_process(checkpoint: Path) -> None:
     """A sweep's next run closes engines, one of which may be starting again in its thread."""
     worker = ProcessWorker(LlamaModel(path=str(checkpoint)), options(), 1)
