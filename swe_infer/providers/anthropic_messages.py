@@ -222,6 +222,7 @@ class AnthropicMessages(AnthropicBatches):
         parts: list[str] = []
         thoughts: list[str] = []
         calls: dict[Any, dict[str, Any]] = {}
+        inputs: dict[Any, Any] = {}  # in the beginning of the calls' blocks, where gateways state them whole
 
         def end() -> tuple[int, float] | None:
             if whole is None or not whole.get("stop_reason"):
@@ -250,6 +251,7 @@ class AnthropicMessages(AnthropicBatches):
                     "content_block": {"type": "tool_use", **block},
                 }:
                     calls[index] = {"type": "tool_use", "name": block.get("name"), "input": ""}
+                    inputs[index] = block.get("input")
                 case {
                     "type": "content_block_delta",
                     "index": int(index),
@@ -272,7 +274,8 @@ class AnthropicMessages(AnthropicBatches):
             # The first event counts the output up to there, such as one token.
             whole["usage"] = {key: count for key, count in usage.items() if key != "output_tokens"}
         thinking = [{"type": "thinking", "thinking": "".join(thoughts)}] if "".join(thoughts) else []
-        return {**whole, "content": [*thinking, {"type": "text", "text": "".join(parts)}, *calls.values()]}
+        used = [{**call, "input": call["input"] or inputs[index]} for index, call in calls.items()]
+        return {**whole, "content": [*thinking, {"type": "text", "text": "".join(parts)}, *used]}
 
 
 def _unspoken(content: list[Any]) -> Unspoken:

@@ -381,7 +381,7 @@ def test_the_text_of_a_response_is_found_in_any_of_its_events(events: bytes) -> 
 
 def test_text_in_the_beginning_of_a_block_is_part_of_the_answer() -> None:
     # langchain-ai/langchain #38442, earendil-works/pi #7283; anthropic.lib.streaming._messages.accumulate_event
-    def begun(block: dict[str, str]) -> bytes:
+    def begun(block: dict[str, Any]) -> bytes:
         return sse({"type": "content_block_start", "index": 0, "content_block": block})
 
     begin = b"event: content_block_delta"
@@ -391,6 +391,9 @@ def test_text_in_the_beginning_of_a_block_is_part_of_the_answer() -> None:
     thinking = begun({"type": "thinking", "thinking": "I look."}) + begun({"type": "text", "text": ""})
     answer = ask(Recorded(MESSAGE_EVENTS.replace(begin, thinking + begin), SSE), "anthropic", stream="always")
     assert (answer.text, answer.details) == ("PATCH", {"reasoning": "I look."})
+    call = begun({"type": "tool_use", "name": "edit", "input": {"path": "a.py"}})
+    answer = ask(Recorded(MESSAGE_EVENTS.replace(begin, call + begin), SSE), "anthropic", stream="always")
+    assert '"arguments": {"path": "a.py"}' in answer.details["tool_calls"]
 
 
 def test_the_count_in_the_first_event_of_a_message_is_none_of_its_output() -> None:
