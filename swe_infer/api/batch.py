@@ -30,7 +30,7 @@ from swe_infer.api.counting import InputBounds
 from swe_infer.api.dispatch import by_prompt
 from swe_infer.api.endpoints import Endpoint
 from swe_infer.api.limits import Halted
-from swe_infer.api.pricing import bill_details, settled_usd, with_lifetimes, worst_case
+from swe_infer.api.pricing import bill_details, settled_usd, with_lifetimes
 from swe_infer.api.reachability import Reachability, Unreachable
 from swe_infer.api.retry import Retry, may_have_been_billed, never_connected
 from swe_infer.errors import (
@@ -191,6 +191,8 @@ class Batches:
         Returns at once when ``stop`` is set: batches continue at the provider, and the same command collects them.
         """
         self._stop = stop
+        if self.kind == "batch":  # the answer to a first request alone may take a day
+            self._endpoint.bound_is_certain = True
         self._source = by_prompt(requests, _READ_TOGETHER)
         self._in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
         self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], *key[2:])}
@@ -243,7 +245,10 @@ class Batches:
                 await self._end_submissions(submitting)
 
     def _may_submit(self, following: int, submitting: int) -> bool:
-        """Whether one more submission may start beside those in flight."""
+        """Whether one more submission may start beside those in flight. Under a cap, a server that may bill more than
+        is reserved gets one at a time."""
+        if self._budget.has_caps and not self._endpoint.bound_is_certain:
+            return following + submitting == 0
         return submitting < self.most_submitting
 
     async def _end_submissions(self, submitting: set[asyncio.Task[bool]]) -> None:
@@ -610,10 +615,20 @@ class Batches:
                 self._charge_unknown(batch, item)
             return False
         if isinstance(result, Answer):
+            is_last = len(self._journal.open) == 1
             if "usage_estimated" not in result.details:
                 byte_bound = self._bounds.byte_bound(self._request(item), self._endpoint)
                 self._bounds.observe(self._endpoint, result.usage, byte_bound, byte_bound)
-            elif not result.usage.input_tokens:  # estimated without the prompt
+                self._endpoint.observe(
+                    result.usage,
+                    result.bill,
+                    self._decoding.max_new_tokens,
+                    cache_write=False,
+                    is_last=is_last,
+                )
+            elif is_last:  # no answer may ever show what is billed
+                self._endpoint.bound_is_certain = True
+            if not result.usage.input_tokens and "usage_estimated" in result.details:  # estimated without the prompt
                 tokens = estimated_tokens(self._request(item).prompt.text)
                 result = replace(result, usage=replace(result.usage, input_tokens=tokens))
             result = with_lifetimes(result, self._prices)
@@ -808,7 +823,7 @@ class Batches:
         """The most that a request with ``tokens`` input tokens can cost in a batch."""
         if self._prices is None:
             return Decimal(0)
-        return worst_case(self._prices, tokens, self._decoding.max_new_tokens, cache_write=False)
+        return self._endpoint.worst_case(tokens, self._decoding.max_new_tokens, cache_write=False)
 
     async def _watch(self) -> None:
         while not self._stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers

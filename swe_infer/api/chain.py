@@ -285,7 +285,7 @@ class Chain:
         while True:
             endpoint = self._endpoints.pick()
             try:
-                charged = await self._attempt_when_priced(flight, endpoint, urgent or flight.attempts > 0)
+                charged = await self._attempt_when_bounded(flight, endpoint, urgent or flight.attempts > 0)
             except Halted:
                 return self._given_up(flight)
             except Rerouted:
@@ -331,16 +331,28 @@ class Chain:
         """The outcome of a request that is not sent again because the run is halted."""
         return [flight.failure(flight.error)] if flight.possibly_billed and flight.error is not None else []
 
-    async def _attempt_when_priced(self, flight: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
-        """:meth:`_attempt_when_reachable`. Under a cap, one request at a time is sent to a server whose answers state
-        their cost, until the first one shows whether it charges the listed price."""
-        if self._budget.has_caps and not endpoint.price_is_certain:
-            async with endpoint.first_bill_lock:
-                if not endpoint.price_is_certain:
-                    return await self._attempt_when_reachable(flight, endpoint, urgent)
+    async def _attempt_when_bounded(self, flight: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
+        """:meth:`_attempt_when_reachable`. Under a cap, one request at a time is sent to a server that may bill more
+        than is reserved, until an answer costs no more.
+
+        Raises:
+            Rerouted: the request must be sent to another endpoint, or wait for such an answer.
+        """
+        if self._must_go_alone(endpoint):
+            async with endpoint.trial_lock:
+                await endpoint.idle.wait()
+                if self._must_go_alone(endpoint):
+                    if self._endpoints.pick() is not endpoint:
+                        raise Rerouted("the request goes to another endpoint")
+                    return await self._attempt_when_reachable(flight, endpoint, urgent, is_alone=True)
         return await self._attempt_when_reachable(flight, endpoint, urgent)
 
-    async def _attempt_when_reachable(self, flight: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
+    def _must_go_alone(self, endpoint: Endpoint) -> bool:
+        return self._budget.has_caps and not endpoint.bound_is_certain
+
+    async def _attempt_when_reachable(
+        self, flight: _InFlight, endpoint: Endpoint, urgent: bool, *, is_alone: bool = False
+    ) -> _Charged:
         """:meth:`_attempt`. After a failure to connect, and until a request connects, one at a time tries.
 
         Raises:
@@ -348,7 +360,7 @@ class Chain:
             Rerouted: the request must be sent to another endpoint, or as the probe.
         """
         if not self._reachability.is_doubtful():
-            return await self._attempt(flight, endpoint, urgent)
+            return await self._attempt(flight, endpoint, urgent, is_alone=is_alone)
         async with self._reachability.probe_lock:
             if self._endpoints.pick() is not endpoint:
                 raise Rerouted("the request goes to another endpoint")
@@ -356,7 +368,7 @@ class Chain:
                 self._reachability.pause_s(endpoint.address)
             ):
                 raise Halted("the run is stopping")
-            attempt = asyncio.create_task(self._attempt(flight, endpoint, urgent, is_probe=True))
+            attempt = asyncio.create_task(self._attempt(flight, endpoint, urgent, is_probe=True, is_alone=is_alone))
             try:
                 if self._reachability.is_doubtful():
                     await asyncio.wait([attempt], timeout=_CONNECT_S)
@@ -367,7 +379,13 @@ class Chain:
         return await attempt
 
     async def _attempt(
-        self, flight: _InFlight, endpoint: Endpoint, urgent: bool, *, is_probe: bool = False
+        self,
+        flight: _InFlight,
+        endpoint: Endpoint,
+        urgent: bool,
+        *,
+        is_probe: bool = False,
+        is_alone: bool = False,
     ) -> _Charged:
         """One attempt: waits for a permit, reserves, sends, charges."""
         size = flight.request.prompt.characters
@@ -383,13 +401,18 @@ class Chain:
                 self._budget.charge(reservation, Decimal(0))
                 endpoint.limiter.refund(permit)
                 raise Rerouted("only the probing request is sent")
+            if self._must_go_alone(endpoint) and not is_alone:  # since an answer while this request waited
+                self._budget.charge(reservation, Decimal(0))
+                endpoint.limiter.refund(permit)
+                raise Rerouted("one request at a time is sent")
             flight.attempts += 1
             flight.began = flight.began or time.monotonic()
             self.counts.sent += 1
             self.in_flight += 1
             sent_at = datetime.now(tz=UTC)
             try:
-                answers = await self._send(flight, endpoint)
+                with endpoint.sending():
+                    answers = await self._send(flight, endpoint)
             except BaseException as error:
                 billed = may_have_been_billed(error)
                 charged = self._budget.charge(reservation, None if billed else Decimal(0))
@@ -406,10 +429,17 @@ class Chain:
             answers = [with_lifetimes(answer, endpoint.prices) for answer in answers]
             answers = self._checked(flight, endpoint, answers)
             usage = sum((answer.usage for answer in answers), Usage())
-            endpoint.has_billed = True
+            is_last = endpoint.idle.is_set()
             if "usage_estimated" not in answers[0].details:
-                endpoint.observe_bill(usage, answers[0].bill, cache_write=flight.cache_prompt)
-                endpoint.observe_output(usage.output_tokens, flight.output_tokens)
+                endpoint.observe(
+                    usage,
+                    answers[0].bill,
+                    flight.output_tokens,
+                    cache_write=flight.cache_prompt,
+                    is_last=is_last,
+                )
+            elif is_last:  # no answer may ever show what is billed
+                endpoint.bound_is_certain = True
             try:
                 usd = self._pay(flight, reservation, endpoint, answers, usage, sent_at)
             except Exception:  # a paid answer is never lost because of its price or a full disk

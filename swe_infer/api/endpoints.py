@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from urllib.parse import urlsplit
 
 from swe_infer.api.first_answers import FirstAnswers
 from swe_infer.api.limits import Limiter
@@ -22,6 +26,14 @@ _DOWN_S = 15.0
 """An endpoint that is down is tried again after this time, unless it sent a Retry-After."""
 _FAULTS = 3
 """After this many consecutive errors an endpoint counts as down."""
+_OBEDIENT = re.compile(
+    r"(\w+\.)?api\.openai\.com|[\w-]+\.openai\.azure\.com|api\.anthropic\.com"
+    r"|bedrock-runtime\.[\w-]+\.amazonaws\.com|([\w-]+-)?aiplatform\.googleapis\.com"
+)
+"""Hosts of OpenAI's and Anthropic's models: the requested limit bounds all output that is billed, with reasoning
+(platform.openai.com/docs/api-reference/chat/create, docs.claude.com/en/docs/build-with-claude/extended-thinking)."""
+_STEP = 1.25
+"""Bounds rise in powers of this factor, so that they rise a few times only."""
 
 
 @dataclass(slots=True)
@@ -44,20 +56,36 @@ class Endpoint:
     """How many times the listed price the server charges, at most, by the costs that its answers state."""
     overrun: Decimal = Decimal(1)
     """How many times the longest requested output the server has billed, at most."""
-    has_billed: bool = False
-    """An answer has come, which shows whether the server charges the listed price."""
-    first_bill_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the only request in flight until then."""
+    bound_is_certain: bool = field(init=False)
+    """Whether no answer will cost more than :meth:`worst_case`, as far as is known: by the vendor's documentation, or
+    by the bill of the last request in flight. False: under a cap, one request at a time is sent."""
+    trial_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the only request in flight while the bound is not certain."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while no request is in flight."""
+    _in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        obeys = _OBEDIENT.fullmatch(urlsplit(self.address).hostname or "") is not None
+        self.bound_is_certain = self.prices is None or (obeys and not self.prices.states_bill)
+        self.idle.set()
 
     @property
     def address(self) -> str:
         """The provider's address."""
         return self.provider.address
 
-    @property
-    def price_is_certain(self) -> bool:
-        """Whether the most that a request costs is known before the first answer."""
-        return self.prices is None or not self.prices.states_bill or self.has_billed
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """While a request is in flight."""
+        self._in_flight += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self.idle.set()
 
     def worst_case(self, input_tokens: int, output_tokens: int, *, cache_write: bool) -> Decimal:
         """The most that a request costs, see :func:`swe_infer.api.pricing.worst_case`."""
@@ -65,7 +93,22 @@ class Endpoint:
         longest = math.ceil(self.overrun * output_tokens)
         return self.markup * worst_case(self.prices, input_tokens, longest, cache_write=cache_write)
 
-    def observe_output(self, output_tokens: int, requested: int) -> None:
+    def observe(self, usage: Usage, bill: Bill, requested: int, *, cache_write: bool, is_last: bool) -> None:
+        """Raises :meth:`worst_case` to what an answer with known token counts was billed.
+
+        Args:
+            requested: tokens of output, at most.
+            is_last: whether nothing else is in flight, which was reserved by a lower bound.
+        """
+        before = self.markup, self.overrun
+        self._observe_bill(usage, bill, cache_write=cache_write)
+        self._observe_output(usage.output_tokens, requested)
+        if before != (self.markup, self.overrun):
+            self.bound_is_certain = self.prices is None
+        elif is_last:
+            self.bound_is_certain = True
+
+    def _observe_output(self, output_tokens: int, requested: int) -> None:
         """Raises the overrun if an answer has more tokens than were requested at most. Servers ignore limits, or do
         not count reasoning."""
         if output_tokens > self.overrun * requested:
@@ -74,9 +117,9 @@ class Endpoint:
                     "%s bills %d tokens of output where at most %d were requested: reservations are higher now",
                     self.provider.name, output_tokens, requested,
                 )  # fmt: skip
-            self.overrun = Decimal(output_tokens) / requested
+            self.overrun = _rounded_up(Decimal(output_tokens) / requested)
 
-    def observe_bill(self, usage: Usage, bill: Bill, *, cache_write: bool) -> None:
+    def _observe_bill(self, usage: Usage, bill: Bill, *, cache_write: bool) -> None:
         """Raises the markup if an answer with known token counts states a cost above the list."""
         if self.prices is None or not self.prices.states_bill or bill.usd is None:
             return
@@ -84,10 +127,15 @@ class Endpoint:
         if listed and bill.usd > self.markup * listed:
             if self.markup == 1:
                 logger.warning(
-                    "%s charges $%.6f for what costs at most $%.6f by the list: reservations are as much higher now",
+                    "%s charges $%.6f for what costs at most $%.6f by the list: reservations are higher now",
                     self.provider.name, bill.usd, listed,
                 )  # fmt: skip
-            self.markup = bill.usd / listed
+            self.markup = _rounded_up(bill.usd / listed)
+
+
+def _rounded_up(factor: Decimal) -> Decimal:
+    """The next power of ``_STEP``."""
+    return max(factor, Decimal(_STEP) ** math.ceil(math.log(factor, _STEP)))
 
 
 class Endpoints:

@@ -43,6 +43,10 @@ class Maker:
     """Refuse and ignore what this vendor of OpenAI's chat API does."""
     downgraded: bool = False
     """Serve every request in the standard tier and at the standard speed."""
+    overruns_from: int | None = None
+    """The answer from which on ten times the requested output is billed."""
+    made: int = 0
+    """Answers so far."""
 
     def refusal_of(self, call: Call) -> HttpError | None:
         """The error of a request that the vendor rejects at once."""
@@ -96,6 +100,9 @@ class Maker:
             reasoning_tokens=reasoning * call.n if call.vendor == "openai" else 0,
             cache_write_1h_tokens=written if call.cached_for_an_hour else 0,
         )
+        self.made += 1
+        if self.overruns_from is not None and self.made >= self.overruns_from:
+            usage = replace(usage, output_tokens=10 * call.n * (call.max_tokens or 0))
         tier, speed = self._processing(call)
         made = Made(
             number=number,

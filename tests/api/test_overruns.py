@@ -1,0 +1,128 @@
+"""Caps on servers that bill more output than was requested, from their first or a later answer on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from swe_infer.errors import BudgetExceeded
+from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.providers.openai_responses import OpenAIResponses
+from swe_infer.runners.api import ApiRunner
+from swe_infer.types import ApiModel, Budget, Decoding
+from tests.api.scripted import context, requests
+from tests.api.test_batches import FAST, QUICK
+from tests.api.test_runner import Outcomes
+from tests.support import commands
+from tests.support.api_log import Exchange
+from tests.support.api_server import ApiServer
+
+OUTPUT = 200
+IN_FLIGHT = 8
+REQUEST = Decimal("0.00201")
+"""Dollars for a request with the longest requested output, rounded up."""
+PLAIN = Decoding(temperature=None, max_new_tokens=OUTPUT)
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-0123456789")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no_vocabulary"))
+
+
+def overruns(server: ApiServer, samples: int = 1) -> list[Exchange]:
+    return [e for e in server.log.billed() if e.usage is not None and e.usage.output_tokens > OUTPUT * samples]
+
+
+def spend(
+    provider: OpenAIChat | OpenAIResponses,
+    cap: Decimal,
+    directory: Path,
+    *,
+    count: int,
+    samples: int = 1,
+) -> bool:
+    """Whether a run was refused a request under the cap."""
+    parameters = ("n",) if isinstance(provider, OpenAIChat) else ()
+    model, budget = ApiModel(name="gpt-4o", parameters=parameters), Budget(max_usd=cap)
+    api = ApiRunner(model=model, provider=provider, decoding=PLAIN, budget=budget, retry=FAST, batches=QUICK)
+    api.check()
+    api.bind(context(directory))
+    try:
+        api.generate(requests(count, samples=samples, decoding=PLAIN), Outcomes(), threading.Event())
+    except BudgetExceeded:
+        return True
+    return False
+
+
+def provider_of(mode: str, server: ApiServer) -> OpenAIChat | OpenAIResponses:
+    if mode == "background":
+        return OpenAIResponses(base_url=server.openai_url, background=True, max_concurrency=IN_FLIGHT)
+    return OpenAIChat(base_url=server.openai_url, max_concurrency=IN_FLIGHT)
+
+
+@pytest.mark.parametrize("first", [1, 2, 20])
+@pytest.mark.parametrize(("mode", "samples"), [("live", 1), ("live", 3), ("background", 1)])
+def test_a_cap_that_covers_what_is_in_flight_at_the_first_overrun_is_not_passed(
+    mode: str, samples: int, first: int, tmp_path: Path
+) -> None:
+    cap = 100 * samples * REQUEST  # what is in flight at the first overrun costs 80 requests
+    with ApiServer(latency_s=0.02, batch_delay_s=0.02, answer=lambda _: "x" * 4 * 10, prompt_cache=False) as server:
+        server.maker.overruns_from = first
+        assert spend(provider_of(mode, server), cap, tmp_path, count=150, samples=samples)
+        assert Decimal("0.8") * cap <= server.log.cost_usd() <= cap
+
+
+@pytest.mark.parametrize("mode", ["live", "background"])
+def test_nothing_is_sent_after_an_overrun_that_uses_up_a_cap(mode: str, tmp_path: Path) -> None:
+    cap = 20 * REQUEST
+    with ApiServer(latency_s=0.02, batch_delay_s=0.02, answer=lambda _: "x" * 4 * 10, prompt_cache=False) as server:
+        server.maker.overruns_from = 20
+        assert spend(provider_of(mode, server), cap, tmp_path, count=150)
+        late = overruns(server)
+        assert 1 <= len(late) <= IN_FLIGHT
+        assert server.log.cost_usd() <= cap + 9 * REQUEST * len(late)
+
+
+POINT = """
+import sys, threading
+from decimal import Decimal
+from pathlib import Path
+from swe_infer.errors import BudgetExceeded
+from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.runners.api import ApiRunner
+from swe_infer.types import ApiModel, Budget
+from tests.api.scripted import context, requests
+from tests.api.test_overruns import IN_FLIGHT, PLAIN
+url, directory, name, cap = sys.argv[1:]
+provider = OpenAIChat(base_url=url, max_concurrency=IN_FLIGHT)
+api = ApiRunner(
+    model=ApiModel(name="gpt-4o"), provider=provider, decoding=PLAIN, budget=Budget(sweep_max_usd=Decimal(cap))
+)
+api.check()
+api.bind(context(Path(directory), run_id=name))
+try:
+    api.generate(requests(300, decoding=PLAIN), lambda request, outcome: None, threading.Event())
+except BudgetExceeded as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("first", [1, 2, 20])
+def test_two_processes_under_one_cap_pass_it_by_what_they_have_in_flight_at_most(first: int, tmp_path: Path) -> None:
+    cap = 200 * REQUEST
+    with ApiServer(latency_s=0.05, answer=lambda _: "x" * 4 * 10, prompt_cache=False) as server:
+        server.maker.overruns_from = first
+        points = [
+            commands.start(
+                "-c", POINT, server.openai_url, str(tmp_path), name, str(cap), cwd=Path.cwd(), env=os.environ
+            )
+            for name in ("a", "b")
+        ]
+        said = [point.communicate(timeout=90)[0] for point in points]
+        assert all("budget.sweep_max_usd" in text for text in said)
+        assert Decimal("0.8") * cap <= server.log.cost_usd() <= cap + 9 * REQUEST * IN_FLIGHT
