@@ -13,7 +13,7 @@ from swe_infer.errors import BudgetExceeded
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Budget, Decoding
+from swe_infer.types import ApiModel, Budget, Decoding, SamplingParameter
 from tests.api.scripted import context, requests
 from tests.api.test_batches import FAST, QUICK
 from tests.api.test_runner import Outcomes
@@ -47,7 +47,7 @@ def spend(
     samples: int = 1,
 ) -> bool:
     """Whether a run was refused a request under the cap."""
-    parameters = ("n",) if isinstance(provider, OpenAIChat) else ()
+    parameters: tuple[SamplingParameter, ...] = ("n",) if isinstance(provider, OpenAIChat) else ()
     model, budget = ApiModel(name="gpt-4o", parameters=parameters), Budget(max_usd=cap)
     api = ApiRunner(model=model, provider=provider, decoding=PLAIN, budget=budget, retry=FAST, batches=QUICK)
     api.check()
