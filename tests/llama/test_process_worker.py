@@ -208,6 +208,26 @@ def test_a_child_ends_with_its_parent_alone(killed: bool) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, "None\n", "")
 
 
+def test_a_child_ends_with_its_parent_while_it_imports(tmp_path: Path) -> None:
+    """The child has the output open."""
+    (tmp_path / "imported.py").write_text(
+        "import multiprocessing, time\n"
+        "def work():\n"
+        "    pass\n"
+        "if multiprocessing.current_process().name != 'MainProcess':\n"
+        "    print('importing', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    code = (
+        "import imported\nfrom swe_infer.llama.child_process import start_child\nstart_child(imported.work).join()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "importing\n"
+    parent.kill()
+    assert parent.communicate(timeout=60)[0] == ""
+
+
 def test_a_child_imports_without_garbage_collection(tmp_path: Path) -> None:
     """Imports create many objects, which later collections do not search either."""
     (tmp_path / "imported.py").write_text(
