@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -11,6 +12,23 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+_PATH_BYTES = "swe_infer.path_bytes"
+
+
+def _path_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A path's undecoded byte as it is, and a character that the encoding lacks as its escape."""
+    if isinstance(error, UnicodeEncodeError):
+        try:
+            end = error.start + 1
+            return error.object[error.start : end].encode("ascii", "surrogateescape"), end
+        except UnicodeEncodeError:
+            pass
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(_PATH_BYTES, _path_bytes)
 
 
 class _Stream(io.FileIO):
@@ -62,9 +80,10 @@ def _text(number: int, replaced: TextIO | None) -> io.TextIOWrapper:
     if replaced is not None:
         replaced.flush()
     raw = _Stream(number)
+    errors = getattr(replaced, "errors", None) or "backslashreplace"
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(replaced, "encoding", None),
-        errors=getattr(replaced, "errors", None) or "backslashreplace",
+        errors=_PATH_BYTES if errors == "strict" else errors,
         line_buffering=number == 2 or raw.isatty(),
     )

@@ -66,3 +66,19 @@ def test_a_full_pipe_that_is_not_blocking_is_waited_for(tmp_path: Path) -> None:
         os.close(writes)
         assert output.read() == "line\n" * 100_000
     assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("ascii", b"\\xe9-\xc3\n"), ("utf-8", b"\xc3\xa9-\xc3\n")])
+def test_a_path_that_the_encoding_lacks_is_written(encoding: str, written: bytes, tmp_path: Path) -> None:
+    (tmp_path / "command.py").write_text(
+        "from swe_infer.interrupts import run_command\n"
+        "def main():\n    print('\\xe9-\\udcc3')\n"
+        "if __name__ == '__main__':\n    run_command('command')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "command"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PYTHONIOENCODING": encoding},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, written, b"")
