@@ -87,7 +87,7 @@ def test_a_run_that_ended_before_its_tests_runs_them_when_resumed(tested: tuple[
     (directory / "summary.json").write_text(
         json.dumps({k: v for k, v in known.items() if not k.startswith(("resolved", "evaluated"))})
     )
-    again = run(directory).stderr
+    again = run(directory, "tracker=none").stderr
     assert "  resolved   " in again
     assert summary(directory)["resolved"] == known["resolved"]
     assert len(verdict_lines(directory)) == INSTANCES * SAMPLES

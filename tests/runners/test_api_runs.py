@@ -502,10 +502,10 @@ def test_what_was_in_flight_at_a_kill_is_in_every_figure(server: ApiServer, tmp_
     """The ledger charges it, so summary, closing table and W&B state it too, whatever command comes next."""
     arguments = [
         *("model=gpt-4o", address(server, "openai"), "dataset.limit=30", "dataset.run_tests=false", "output_dir=run"),
-        *("provider.max_concurrency=3", "budget.max_usd=1", "budget.sweep_max_usd=1", "tracker.mode=offline"),
+        *("provider.max_concurrency=3", "budget.max_usd=1", "budget.sweep_max_usd=1"),
     ]
     directory, records = tmp_path / "run", tmp_path / "run" / "records.jsonl"
-    process = commands.start("swe_infer", *arguments, cwd=tmp_path, env=environment())
+    process = commands.start("swe_infer", *arguments, "tracker=none", cwd=tmp_path, env=environment())
     while not (records.exists() and records.stat().st_size):
         time.sleep(0.01)
     server.latency_s = 600.0  # the next ones wait until the process is killed
@@ -517,8 +517,10 @@ def test_what_was_in_flight_at_a_kill_is_in_every_figure(server: ApiServer, tmp_
     server.latency_s = 0.0
 
     tables = []
-    for cap, status in (("0.01", 3), ("1", 0), ("1", 0)):  # with the first cap, nothing more is sent
-        done = run(*arguments, f"budget.max_usd={cap}", cwd=tmp_path)
+    for cap, status, tracker in (  # with the first cap, nothing more is sent
+        ("0.01", 3, "tracker=none"), ("1", 0, "tracker.mode=offline"), ("1", 0, "tracker.mode=offline"),
+    ):  # fmt: skip
+        done = run(*arguments, f"budget.max_usd={cap}", tracker, cwd=tmp_path)
         assert done.returncode == status, done.stderr
         tables.append([line for line in done.stderr.splitlines() if line.startswith("  cost")])
         summary = json.loads((directory / "summary.json").read_text(), parse_float=Decimal)
