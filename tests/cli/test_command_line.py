@@ -35,6 +35,7 @@ OVERRIDES = ("swe_infer.__main__", "swe_infer.prompts.__main__")
 
 
 def swe_infer(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In an interpreter of its own."""
     return subprocess.run(
         [sys.executable, "-m", "swe_infer", *arguments],
         cwd=cwd,
@@ -43,6 +44,10 @@ def swe_infer(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
         text=True,
         check=False,
     )
+
+
+def forked(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return commands.run("swe_infer", *arguments, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def imported(result: subprocess.CompletedProcess[str]) -> set[str]:
@@ -177,7 +182,7 @@ def test_other_features_of_hydra_still_work(tmp_path: Path) -> None:
 def test_keys_of_hydra_that_cannot_be_followed_are_refused_in_one_line(
     arguments: list[str], said: str, tmp_path: Path
 ) -> None:
-    done = swe_infer("dry_run=true", "tracker=none", *arguments, cwd=tmp_path)
+    done = forked("dry_run=true", "tracker=none", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -299,15 +304,13 @@ def test_a_working_directory_that_was_removed_is_one_line(tmp_path: Path) -> Non
 
 
 def test_overrides_may_come_before_and_after_a_flag(tmp_path: Path) -> None:
-    result = swe_infer("decoding.n=2", "--cfg", "job", "decoding.seed=7", "-p", "decoding", cwd=tmp_path)
+    result = forked("decoding.n=2", "--cfg", "job", "decoding.seed=7", "-p", "decoding", cwd=tmp_path)
     assert "'n': 2" in result.stdout
     assert "seed: 7" in result.stdout
 
 
 def test_a_model_name_alone_means_an_api_model(tmp_path: Path) -> None:
-    result = swe_infer(
-        "model.name=my-tune", "provider=openai_compatible", "--cfg", "job", "-p", "model", cwd=tmp_path
-    )
+    result = forked("model.name=my-tune", "provider=openai_compatible", "--cfg", "job", "-p", "model", cwd=tmp_path)
     assert "name: my-tune" in result.stdout
 
 
