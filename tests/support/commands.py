@@ -24,6 +24,7 @@ import runpy
 import select
 import signal
 import socket
+import string
 import subprocess
 import sys
 import tempfile
@@ -269,13 +270,14 @@ def _our_modules() -> list[str]:
 
 def _fill_caches() -> None:
     """Fill what each process would fill again: the tables of Hydra's and OmegaConf's parsers, which take longer than
-    the parsing, the files of ``conf/`` and the parameters of the classes that they name."""
+    the parsing, the files of ``conf/``, the parameters of the classes that they name and the libraries' versions."""
     from hydra import compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     from swe_infer import config, presets
     from swe_infer.cli.config_loader import initialized_hydra
+    from swe_infer.run_directory import provenance
 
     with initialized_hydra():
         for choices in ("model=gpt-4o tracker=none", "model=claude-sonnet-4-5", "model=tiny"):
@@ -283,9 +285,14 @@ def _fill_caches() -> None:
             config.build(cfg)
             config.run_name(config.resolved(cfg), "model", "data")
     presets.presets()
-    OverridesParser.create().parse_overrides(
-        ["a=b", "a.b=1", "+a=[1,'2']", "a@b.c={d:1.0}", "~a", "a=1,2", "a=${b:c}"]
-    )
+    provenance.describe("", None)
+    characters = string.ascii_letters + string.digits + "_-"
+    parser = OverridesParser.create()
+    parser.parse_overrides(["a=b", "a.b=1", "+a=[1,'2']", "a@b.c={d:1.0}", "~a", "a=1,2", "a=${b:c}"])
+    parser.parse_overrides([f"{letter}{characters}={letter}" for letter in string.ascii_letters])
+    parser.parse_overrides([f"a.{letter}={letter}/{characters}" for letter in string.ascii_lowercase])
+    parser.parse_overrides([f"a={digit}{digit}.{string.digits}" for digit in string.digits])
+    parser.parse_overrides(["a=http://127.0.0.1:80/v1", "a=/b.c/d-e_f", f"a='{characters} :/.,=[]{{}}'"])
     OmegaConf.to_container(OmegaConf.create({"a": "${b}/${b}", "b": "${oc.env:HOME,null}"}), resolve=True)
 
 
