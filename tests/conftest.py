@@ -20,6 +20,7 @@ from types import ModuleType
 
 import pytest
 from hypothesis import settings
+from hypothesis.strategies import text
 
 from tests.support import commands
 from tests.support.selection import ProcessWatch, is_slow, late_imports
@@ -67,6 +68,7 @@ def pytest_collection() -> Generator[None, object, object]:
         if not LAST_COMPILED.exists():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                text().validate()  # has Hypothesis write its table of characters
             except BlockingIOError:
                 fcntl.flock(lock, fcntl.LOCK_SH)
         gc.disable()
