@@ -22,6 +22,14 @@ pytestmark = pytest.mark.slow  # each starts a process
 contained = pytest.mark.usefixtures("sandbox")
 
 
+@pytest.fixture
+def own_temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files; the machine's has those of tests in other workers."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 def body(code: str) -> dict[str, str]:
     """Files whose function runs ``code``."""
     lines = "".join(f"    {line}\n" for line in code.splitlines())
@@ -154,8 +162,7 @@ raise ValueError(repr(found))
 
 
 @contained
-def test_patched_code_writes_nowhere_else(tmp_path: Path) -> None:
-    left = {*Path(tempfile.gettempdir()).glob("swe_infer_test_*")}
+def test_patched_code_writes_nowhere_else(tmp_path: Path, own_temporary: Path) -> None:
     writes = f"""
 import os, sqlite3
 tried = ['/planted', '/dev/shm/planted', '/tmp/planted', '/var/tmp/planted', '../planted',
@@ -184,7 +191,7 @@ raise ValueError(repr(done))
 """
     assert run_test(body(writes), TEST).reason == "ValueError: []"
     assert list(tmp_path.iterdir()) == []
-    assert {*Path(tempfile.gettempdir()).glob("swe_infer_test_*")} == left
+    assert list(own_temporary.iterdir()) == []
 
 
 @contained
@@ -227,13 +234,12 @@ def test_a_path_that_leads_out_of_the_repository_is_refused(path: str) -> None:
     assert "leads out" in str(result.reason)
 
 
-def test_without_the_sandbox_the_limits_of_the_process_hold_and_nothing_is_left() -> None:
-    left = {*Path(tempfile.gettempdir()).glob("swe_infer_test_*")}
+def test_without_the_sandbox_the_limits_of_the_process_hold_and_nothing_is_left(own_temporary: Path) -> None:
     assert run_test(RIGHT, TEST, contained=False).resolved
     assert "MemoryError" in str(run_test(body("return [0] * 10**10"), TEST, contained=False).reason)
     deep = "import os\nfor _ in range(1200):\n    os.mkdir('d')\n    os.chdir('d')\nreturn 3"
     assert run_test(body(deep), TEST, contained=False).resolved
-    assert {*Path(tempfile.gettempdir()).glob("swe_infer_test_*")} == left
+    assert list(own_temporary.iterdir()) == []
 
 
 TRIES = """
