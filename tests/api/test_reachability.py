@@ -33,10 +33,14 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback")
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+@pytest.fixture
+def closed_ports() -> Iterator[list[int]]:
+    """Nobody listens at these two. They are held, so that no other process gets one; a server can take it."""
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("127.0.0.1", 0))
+        yield [one.getsockname()[1] for one in (first, second)]
 
 
 @contextmanager
@@ -80,8 +84,8 @@ def nothing_is_answered(request: Request, outcome: Outcome) -> None:
     raise AssertionError(f"{request.key}: {outcome}")
 
 
-def test_a_closed_port_ends_the_run_after_a_few_tries_in_all_and_names_the_address() -> None:
-    url = f"http://127.0.0.1:{free_port()}/v1"
+def test_a_closed_port_ends_the_run_after_a_few_tries_in_all_and_names_the_address(closed_ports: list[int]) -> None:
+    url = f"http://127.0.0.1:{closed_ports[0]}/v1"
     api = runner(OpenAIChat(base_url=url))
     with pytest.raises(Unreachable, match="check the address") as raised:
         api.generate(requests(60), nothing_is_answered, threading.Event())
@@ -99,8 +103,10 @@ def test_a_failing_handshake_counts_as_no_connection() -> None:
         assert 3 <= connections[0] <= BURST + 6, "of 60 requests"
 
 
-def test_every_deployment_is_tried_before_the_run_is_given_up_and_a_live_one_answers_it() -> None:
-    dead = [OpenAIChat(base_url=f"http://127.0.0.1:{free_port()}/v1") for _ in range(2)]
+def test_every_deployment_is_tried_before_the_run_is_given_up_and_a_live_one_answers_it(
+    closed_ports: list[int],
+) -> None:
+    dead = [OpenAIChat(base_url=f"http://127.0.0.1:{port}/v1") for port in closed_ports]
     with pytest.raises(Unreachable) as raised:
         runner(Deployments(first=dead[0], second=dead[1])).generate(
             requests(20), nothing_is_answered, threading.Event()
@@ -113,8 +119,8 @@ def test_every_deployment_is_tried_before_the_run_is_given_up_and_a_live_one_ans
         assert len(server.log.answers()) == len(outcomes) == 20
 
 
-def test_a_server_that_comes_up_in_time_answers_everything() -> None:
-    port, outcomes = free_port(), []
+def test_a_server_that_comes_up_in_time_answers_everything(closed_ports: list[int]) -> None:
+    port, outcomes = closed_ports[0], []
     api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{port}/v1"))
     working = threading.Thread(
         target=api.generate, args=(requests(20), lambda r, o: outcomes.append(o), threading.Event()), daemon=True
@@ -145,8 +151,10 @@ def test_once_a_request_has_connected_the_usual_patience_holds() -> None:
     assert [outcome.attempts for outcome in outcomes if isinstance(outcome, Failure)] == [5, 5, 5, 5]
 
 
-def test_a_batch_that_cannot_connect_ends_the_run_and_is_submitted_later(tmp_path: Path) -> None:
-    port, outcomes = free_port(), []
+def test_a_batch_that_cannot_connect_ends_the_run_and_is_submitted_later(
+    tmp_path: Path, closed_ports: list[int]
+) -> None:
+    port, outcomes = closed_ports[0], []
 
     def go() -> None:
         api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{port}/v1", mode="batch"))
