@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -26,11 +25,14 @@ class ScriptedProvider(Provider):
 
     Args:
         fate: decides by the request and how often it was sent before; None: the usual answer.
+        held: whether an answer is still kept back.
         tokens: usage of the usual answer, from the prompt.
+        ended_before: how many requests had ended when each was sent.
     """
 
     fate: Callable[[Request, int], Fate] = lambda request, sent_before: None
     latency_s: float = 0.0
+    held: Callable[[ScriptedProvider, Request], bool] = lambda provider, request: False
     max_concurrency: int = 64
     name: str = "scripted"
     pricing_id: str = "openai"
@@ -40,7 +42,7 @@ class ScriptedProvider(Provider):
     rate_limits: RateLimits = field(default_factory=RateLimits)
     tokens: Callable[[Request], Usage] = lambda request: Usage(input_tokens=100, output_tokens=10)
     sent: list[Request] = field(default_factory=list)
-    sent_at: list[float] = field(default_factory=list)
+    ended_before: list[int] = field(default_factory=list)
     asked_to_cache: list[bool] = field(default_factory=list)
     times: Counter[tuple[str, int]] = field(default_factory=Counter)
     in_flight: int = 0
@@ -65,8 +67,8 @@ class ScriptedProvider(Provider):
     ) -> Answer:
         sent_before = self.times[request.key]
         self.times[request.key] += 1
+        self.ended_before.append(len(self.sent) - self.in_flight)
         self.sent.append(request)
-        self.sent_at.append(time.monotonic())
         self.asked_to_cache.append(cache_prompt)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
@@ -75,6 +77,8 @@ class ScriptedProvider(Provider):
             if isinstance(fate, RequestError) and fate.status is not None:
                 raise fate  # refusals come at once, answers take their time
             await asyncio.sleep(self.latency_s)
+            while self.held(self, request):  # noqa: ASYNC110 - it may depend on anything
+                await asyncio.sleep(0.001)
             if isinstance(fate, BaseException):
                 raise fate
             return fate if fate is not None else self.usual(request)

@@ -376,13 +376,14 @@ def test_a_sweep_cap_outside_a_sweep_is_refused() -> None:
 
 
 def test_the_first_sample_of_a_long_prompt_goes_ahead_and_the_others_follow_together() -> None:
-    provider = ScriptedProvider(latency_s=0.1, pricing_id="anthropic")
+    provider = ScriptedProvider(
+        latency_s=0.1, held=lambda p, one: one.sample > 0 and len(p.sent) < 4, pricing_id="anthropic"
+    )
     wanted = [request("a", sample, "long " * 2000) for sample in range(4)]
     outcomes = run(runner(provider, model=ApiModel(name="claude-sonnet-4-5")), wanted)
     assert len(outcomes.by_key) == 4
     assert provider.sent[0].sample == 0
-    assert provider.sent_at[1] - provider.sent_at[0] >= 0.1
-    assert provider.sent_at[3] - provider.sent_at[1] < 0.05
+    assert provider.ended_before == [0, 1, 1, 1]
     assert provider.asked_to_cache == [True] * 4
 
 
@@ -390,9 +391,9 @@ def test_short_prompts_single_samples_and_prices_without_a_discount_do_not_wait(
     short = [request("a", sample, "short") for sample in range(3)]
     single = [request(name, 0, f"long {name}" * 2000) for name in "abc"]
     for wanted, model in ((short, "gpt-4o"), (single, "gpt-4o"), (requests(1, 3, "x" * 9000), "gpt-4")):
-        provider = ScriptedProvider(latency_s=0.1)
+        provider = ScriptedProvider(held=lambda p, _: len(p.sent) < 3)
         run(runner(provider, model=ApiModel(name=model)), wanted)
-        assert provider.sent_at[-1] - provider.sent_at[0] < 0.09
+        assert provider.ended_before == [0, 0, 0]
         assert provider.asked_to_cache == [False] * 3
 
 
