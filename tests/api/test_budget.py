@@ -235,7 +235,8 @@ def test_an_implausible_count_is_not_used_and_not_requested_again(
 def test_a_counting_endpoint_that_fails_costs_no_request(fault: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.script_elsewhere(fault)  # type: ignore[arg-type]
-        api = runner(server, "anthropic", price(4100, model="claude-sonnet-4-5"), tmp_path, timeout_s=1.0)
+        cap, timeout_s = price(4100, model="claude-sonnet-4-5"), 1.0 if fault == "hang" else 60.0
+        api = runner(server, "anthropic", cap, tmp_path, timeout_s=timeout_s)
         outcomes, error = spend(api, [sized(9000, "b"), sized(4000, "a")])
         assert outcomes.keys() == {("a", 0)}
         assert error is not None

@@ -432,10 +432,11 @@ def test_every_step_of_a_batch_classifies_its_faults(
         items = items_of(provider, name, "run-a", 3)
         batch_id = await provider.submit(items, model_for(name), label="run-a", timeout_s=60)
         await ended(provider, batch_id)
+        timeout_s = 0.5 if fault == "hang" else 60.0
         steps: list[Callable[[], Awaitable[Any]]] = [
-            lambda: provider.submit(items, model_for(name), label="run-b", timeout_s=0.5),
-            lambda: provider.find("run-a", since=0.0, timeout_s=0.5),
-            lambda: provider.status(batch_id, timeout_s=0.5),
+            lambda: provider.submit(items, model_for(name), label="run-b", timeout_s=timeout_s),
+            lambda: provider.find("run-a", since=0.0, timeout_s=timeout_s),
+            lambda: provider.status(batch_id, timeout_s=timeout_s),
             lambda: results_of(provider, batch_id),
         ]
         for step in steps[: 3 if fault == "hang" else 4]:

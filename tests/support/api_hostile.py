@@ -165,7 +165,7 @@ def hostile_server() -> Iterator[HostileServer]:
 
     thread = threading.Thread(target=lambda: asyncio.run(life()), name="hostile-server", daemon=True)
     thread.start()
-    server, stop = started.get(timeout=10)
+    server, stop = started.get(timeout=60)
     try:
         yield server
     finally:

@@ -164,8 +164,8 @@ class ApiServer:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.serve(ready)), name="api-server", daemon=True)
         self._thread.start()
-        if not ready.wait(10):
-            raise RuntimeError("the loopback API server did not start within 10 s")
+        if not ready.wait(60):
+            raise RuntimeError("the loopback API server did not start within 60 s")
         return self
 
     def __exit__(
