@@ -152,7 +152,7 @@ def test_a_sweep_logs_in_one_process_and_offline_once_the_server_does_not_answer
             assert {run.run_id: run.exit_code for run in server.runs.values()} == {"run-0": 0, "run-1": 0}
             server.fault = "error"
         directory = tmp_path / str(number)
-        tracker = WandbTracker(init_timeout_s=1.0, finish_timeout_s=300.0)
+        tracker = WandbTracker(init_timeout_s=1.0 if number >= 2 else 60.0, finish_timeout_s=300.0)
         tracker.share(writer)
         play(directory, tracker, info(directory, f"run-{number}"), range(number + 1))
     writer.finish()
@@ -179,7 +179,7 @@ def test_a_server_that_hangs_in_the_middle_neither_slows_the_run_nor_holds_its_e
 
     thread = threading.Thread(target=hang)
     thread.start()
-    tracker = WandbTracker(log_interval_s=0.2, init_timeout_s=2.0, finish_timeout_s=6.0)
+    tracker = WandbTracker(log_interval_s=0.2, init_timeout_s=60.0, finish_timeout_s=6.0)
     play(tmp_path, tracker, info(tmp_path), range(100), instances=100, pause_s=0.02)
     thread.join()
     assert len(warnings(caplog)) == 1
