@@ -340,8 +340,9 @@ class Chain:
         """
         if self._must_go_alone(endpoint):
             async with endpoint.trial_lock:
-                await endpoint.idle.wait()
                 if self._must_go_alone(endpoint):
+                    await endpoint.idle.wait()
+                if self._must_go_alone(endpoint):  # no answer meanwhile has shown that the bound holds
                     if self._endpoints.pick() is not endpoint:
                         raise Rerouted("the request goes to another endpoint")
                     return await self._attempt_when_reachable(flight, endpoint, urgent, is_alone=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from swe_infer.api.limits import Limits
 from swe_infer.errors import BudgetExceeded
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
@@ -49,7 +50,15 @@ def spend(
     """Whether a run was refused a request under the cap."""
     parameters: tuple[SamplingParameter, ...] = ("n",) if isinstance(provider, OpenAIChat) else ()
     model, budget = ApiModel(name="gpt-4o", parameters=parameters), Budget(max_usd=cap)
-    api = ApiRunner(model=model, provider=provider, decoding=PLAIN, budget=budget, retry=FAST, batches=QUICK)
+    api = ApiRunner(
+        model=model,
+        provider=provider,
+        decoding=PLAIN,
+        budget=budget,
+        retry=FAST,
+        batches=QUICK,
+        limits=Limits(start=provider.max_concurrency),
+    )
     api.check()
     api.bind(context(directory))
     try:
@@ -59,10 +68,10 @@ def spend(
     return False
 
 
-def provider_of(mode: str, server: ApiServer) -> OpenAIChat | OpenAIResponses:
+def provider_of(mode: str, server: ApiServer, in_flight: int = IN_FLIGHT) -> OpenAIChat | OpenAIResponses:
     if mode == "background":
-        return OpenAIResponses(base_url=server.openai_url, background=True, max_concurrency=IN_FLIGHT)
-    return OpenAIChat(base_url=server.openai_url, max_concurrency=IN_FLIGHT)
+        return OpenAIResponses(base_url=server.openai_url, background=True, max_concurrency=in_flight)
+    return OpenAIChat(base_url=server.openai_url, max_concurrency=in_flight)
 
 
 @pytest.mark.parametrize("first", [1, 2, 20])
@@ -75,6 +84,15 @@ def test_a_cap_that_covers_what_is_in_flight_at_the_first_overrun_is_not_passed(
         server.maker.overruns_from = first
         assert spend(provider_of(mode, server), cap, tmp_path, count=150, samples=samples)
         assert Decimal("0.8") * cap <= server.log.cost_usd() <= cap
+
+
+@pytest.mark.parametrize("mode", ["live", "background"])
+def test_after_an_answer_within_its_bound_requests_go_together(mode: str, tmp_path: Path) -> None:
+    many = 32
+    with ApiServer(latency_s=0.3, batch_delay_s=0.3, answer=lambda _: "x" * 4 * 10) as server:
+        assert not spend(provider_of(mode, server, many), 500 * REQUEST, tmp_path, count=2 * many + 1)
+        peak = server.batches.peak_running if mode == "background" else server.peak_in_flight
+        assert many // 2 <= peak <= many
 
 
 @pytest.mark.parametrize("mode", ["live", "background"])
