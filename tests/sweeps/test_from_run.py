@@ -131,8 +131,8 @@ def test_a_strangers_configuration_chooses_no_class_and_no_address(tmp_path: Pat
     ("options", "old", "new", "refused_key"),
     [
         ([], "run_tests: true", "run_tests: unsafe", "dataset.run_tests"),
-        pytest.param([], "sandbox: true", "sandbox: false", "evaluation.sandbox", marks=pytest.mark.full),
-        pytest.param([], "allow_pickle: false", "allow_pickle: 1", "model.allow_pickle", marks=pytest.mark.full),
+        ([], "sandbox: true", "sandbox: false", "evaluation.sandbox"),
+        ([], "allow_pickle: false", "allow_pickle: 1", "model.allow_pickle"),
         (["evaluation=command", "evaluation.command=x"], "command: x", "command: reboot", "evaluation.command"),
         (["tracker=wandb"], "entity: null", "entity: stranger", "tracker.entity"),
         pytest.param(["model=gpt-4o", "provider=vertex"], "region: global", "region: elsewhere", "provider.region",
