@@ -626,8 +626,8 @@ class Batches:
                     cache_write=False,
                     is_last=is_last,
                 )
-            elif is_last:  # no answer may ever show what is billed
-                self._endpoint.bound_is_certain = True
+            else:
+                self._endpoint.confirm(is_last=is_last)
             if not result.usage.input_tokens and "usage_estimated" in result.details:  # estimated without the prompt
                 tokens = estimated_tokens(self._request(item).prompt.text)
                 result = replace(result, usage=replace(result.usage, input_tokens=tokens))

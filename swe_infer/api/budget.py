@@ -203,6 +203,10 @@ class CostBudget:
         self._unspent = remaining.unspent
         return remaining
 
+    def unspent_usd(self) -> Decimal:
+        """The smallest amount that is not spent under a cap. There must be one."""
+        return min(ledger.cap_usd - ledger.spent_usd for _, ledger in self._ledgers)
+
     def explain_refusal(self, usd: Decimal, *, nothing_fits: bool = False) -> BudgetExceeded:
         """The error for a request with this worst case that does not fit."""
         key, ledger = min(self._ledgers, key=lambda entry: entry[1].cap_usd - entry[1].spent_usd)

@@ -176,6 +176,7 @@ class Chain:
         self._stop = threading.Event()
         self.in_flight = 0
         self._billed_without_outcome: dict[tuple[str, int], _InFlight] = {}
+        self._unspent_at_start: Decimal | None = None
         self.counts = Counts()
 
     def stop_on(self, stop: threading.Event) -> None:
@@ -338,18 +339,23 @@ class Chain:
         Raises:
             Rerouted: the request must be sent to another endpoint, or wait for such an answer.
         """
-        if self._must_go_alone(endpoint):
+        if self._must_go_alone(flight, endpoint):
             async with endpoint.trial_lock:
-                if self._must_go_alone(endpoint):
+                if self._must_go_alone(flight, endpoint):
                     await endpoint.idle.wait()
-                if self._must_go_alone(endpoint):  # no answer meanwhile has shown that the bound holds
+                if self._must_go_alone(flight, endpoint):  # no answer meanwhile has shown that the bound holds
                     if self._endpoints.pick() is not endpoint:
                         raise Rerouted("the request goes to another endpoint")
                     return await self._attempt_when_reachable(flight, endpoint, urgent, is_alone=True)
         return await self._attempt_when_reachable(flight, endpoint, urgent)
 
-    def _must_go_alone(self, endpoint: Endpoint) -> bool:
-        return self._budget.has_caps and not endpoint.bound_is_certain
+    def _must_go_alone(self, flight: _InFlight, endpoint: Endpoint) -> bool:
+        if not self._budget.has_caps or endpoint.bound_is_certain:
+            return False
+        if self._unspent_at_start is None:
+            self._unspent_at_start = self._budget.unspent_usd()
+        byte_bound = self.bounds.byte_bound(flight.request, endpoint)
+        return endpoint.must_go_alone(byte_bound, len(flight.requests), self._unspent_at_start)
 
     async def _attempt_when_reachable(
         self, flight: _InFlight, endpoint: Endpoint, urgent: bool, *, is_alone: bool = False
@@ -402,7 +408,7 @@ class Chain:
                 self._budget.charge(reservation, Decimal(0))
                 endpoint.limiter.refund(permit)
                 raise Rerouted("only the probing request is sent")
-            if self._must_go_alone(endpoint) and not is_alone:  # since an answer while this request waited
+            if self._must_go_alone(flight, endpoint) and not is_alone:  # since an answer while this request waited
                 self._budget.charge(reservation, Decimal(0))
                 endpoint.limiter.refund(permit)
                 raise Rerouted("one request at a time is sent")
@@ -439,8 +445,8 @@ class Chain:
                     cache_write=flight.cache_prompt,
                     is_last=is_last,
                 )
-            elif is_last:  # no answer may ever show what is billed
-                endpoint.bound_is_certain = True
+            else:
+                endpoint.confirm(is_last=is_last)
             try:
                 usd = self._pay(flight, reservation, endpoint, answers, usage, sent_at)
             except Exception:  # a paid answer is never lost because of its price or a full disk

@@ -32,6 +32,8 @@ _OBEDIENT = re.compile(
 )
 """Hosts of OpenAI's and Anthropic's models: the requested limit bounds all output that is billed, with reasoning
 (platform.openai.com/docs/api-reference/chat/create, docs.claude.com/en/docs/build-with-claude/extended-thinking)."""
+_LONGEST_OUTPUT = 128_000
+"""Tokens of the longest answer of a model whose ``max_output_tokens`` is unknown."""
 _STEP = 1.25
 """Bounds rise in powers of this factor, so that they rise a few times only."""
 
@@ -58,7 +60,7 @@ class Endpoint:
     """How many times the longest requested output the server has billed, at most."""
     bound_is_certain: bool = field(init=False)
     """Whether no answer will cost more than :meth:`worst_case`, as far as is known: by the vendor's documentation, or
-    by the bill of the last request in flight. False: under a cap, one request at a time is sent."""
+    by the bill of an answer. False: under a cap, one request at a time may be sent, see :meth:`must_go_alone`."""
     trial_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the only request in flight while the bound is not certain."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -93,6 +95,25 @@ class Endpoint:
         longest = math.ceil(self.overrun * output_tokens)
         return self.markup * worst_case(self.prices, input_tokens, longest, cache_write=cache_write)
 
+    @property
+    def has_passed_bound(self) -> bool:
+        """Whether an answer has cost more than :meth:`worst_case` was before it."""
+        return self.markup > 1 or self.overrun > 1
+
+    def must_go_alone(self, input_tokens: int, samples: int, unspent: Decimal) -> bool:
+        """Whether a request must be the only one in flight under a cap: the server charges its own price, has passed
+        the bound, or might pass the cap with all that may be in flight before an answer shows its output's length.
+
+        Args:
+            samples: of the request.
+            unspent: dollars that are left under the cap.
+        """
+        if self.bound_is_certain or self.prices is None:
+            return False
+        longest = samples * (self.model.max_output_tokens or _LONGEST_OUTPUT)
+        in_flight = self.provider.max_concurrency * worst_case(self.prices, input_tokens, longest, cache_write=True)
+        return self.prices.states_bill or self.has_passed_bound or in_flight > unspent
+
     def observe(self, usage: Usage, bill: Bill, requested: int, *, cache_write: bool, is_last: bool) -> None:
         """Raises :meth:`worst_case` to what an answer with known token counts was billed.
 
@@ -105,8 +126,13 @@ class Endpoint:
         self._observe_output(usage.output_tokens, requested)
         if before != (self.markup, self.overrun):
             self.bound_is_certain = self.prices is None
-        elif is_last:
-            self.bound_is_certain = True
+        else:
+            self.confirm(is_last=is_last)
+
+    def confirm(self, *, is_last: bool) -> None:
+        """Records an answer that does not raise :meth:`worst_case`, or whose token counts are unknown: no answer may
+        ever show them. See :meth:`observe`."""
+        self.bound_is_certain |= is_last or not self.has_passed_bound
 
     def _observe_output(self, output_tokens: int, requested: int) -> None:
         """Raises the overrun if an answer has more tokens than were requested at most. Servers ignore limits, or do
