@@ -121,7 +121,7 @@ asyncio.run(cell())
 @pytest.mark.slow
 def test_an_interrupt_ends_the_run_and_not_the_process(tmp_path: Path) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 6)
-    with ApiServer(latency_s=0.3) as server:
+    with ApiServer(latency_s=1.0) as server:
         overrides = [
             "model=gpt-4o", f"provider.base_url={server.openai_url}", "provider.max_concurrency=2", "tracker=none",
             "dataset=jsonl", f"dataset.path={data}",
