@@ -683,7 +683,7 @@ def _logged(error: BaseException) -> int:
     if isinstance(error, SweInferError):
         log.error("%s", error)
         return error.exit_status
-    if isinstance(error, OSError | MemoryError):
+    if isinstance(error, OSError | MemoryError) or _is_broken_library(error):
         log.error("stopped: %s", " ".join(str(error).split()) or type(error).__name__)
         return 1
     if isinstance(error, KeyboardInterrupt):
@@ -693,3 +693,8 @@ def _logged(error: BaseException) -> int:
     # a fault in our code: the run is still finalized
     log.error("stopped by an unexpected error", exc_info=error)
     return 1
+
+
+def _is_broken_library(error: BaseException) -> bool:
+    """Whether a package's shared library cannot be loaded: it is for another machine, or memory is short."""
+    return isinstance(error, ImportError) and Path(error.path or "").suffix == ".so"

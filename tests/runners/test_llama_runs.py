@@ -116,6 +116,16 @@ def test_killed_and_resumed_it_gives_the_answers_of_an_uninterrupted_run(
     assert outputs(directory) == uninterrupted
 
 
+def test_a_library_that_cannot_be_loaded_is_one_line(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.abi3.so").write_text("for another machine")
+    command = [sys.executable, "-m", "swe_infer", *arguments(home, tmp_path / "run")]
+    env = environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"stopped: {tmp_path / 'torch.abi3.so'}: " in result.stderr
+
+
 def test_a_finished_run_answers_without_importing_torch(
     home: Path, uninterrupted: dict[tuple[str, int], str]
 ) -> None:
