@@ -404,11 +404,8 @@ class Chain:
             if self._halted.is_set() or self._stop.is_set():
                 self._budget.charge(reservation, Decimal(0))
                 raise Halted("the run is stopping")
-            if self._reachability.is_doubtful() and not is_probe:  # since a failure while this request waited
-                self._budget.charge(reservation, Decimal(0))
-                endpoint.limiter.refund(permit)
-                raise Rerouted("only the probing request is sent")
-            if self._must_go_alone(flight, endpoint) and not is_alone:  # since an answer while this request waited
+            unreachable = self._reachability.is_doubtful() and not is_probe
+            if unreachable or (self._must_go_alone(flight, endpoint) and not is_alone):  # since this request waits
                 self._budget.charge(reservation, Decimal(0))
                 endpoint.limiter.refund(permit)
                 raise Rerouted("one request at a time is sent")
