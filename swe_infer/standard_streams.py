@@ -20,11 +20,9 @@ _PATH_BYTES = "swe_infer.path_bytes"
 def _path_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
     """A path's undecoded byte as it is, and a character that the encoding lacks as its escape."""
     if isinstance(error, UnicodeEncodeError):
-        try:
-            end = error.start + 1
-            return error.object[error.start : end].encode("ascii", "surrogateescape"), end
-        except UnicodeEncodeError:
-            pass
+        byte = ord(error.object[error.start]) - 0xDC00  # PEP 383
+        if 0x80 <= byte <= 0xFF:
+            return bytes([byte]), error.start + 1
     return codecs.backslashreplace_errors(error)
 
 

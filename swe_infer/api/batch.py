@@ -615,20 +615,18 @@ class Batches:
                 self._charge_unknown(batch, item)
             return False
         if isinstance(result, Answer):
-            is_last = len(self._journal.open) == 1
-            if "usage_estimated" not in result.details:
+            is_known = "usage_estimated" not in result.details
+            self._endpoint.observe(
+                result.usage if is_known else None,
+                result.bill,
+                self._decoding.max_new_tokens,
+                cache_write=False,
+                is_last=len(self._journal.open) == 1,
+            )
+            if is_known:
                 byte_bound = self._bounds.byte_bound(self._request(item), self._endpoint)
                 self._bounds.observe(self._endpoint, result.usage, byte_bound, byte_bound)
-                self._endpoint.observe(
-                    result.usage,
-                    result.bill,
-                    self._decoding.max_new_tokens,
-                    cache_write=False,
-                    is_last=is_last,
-                )
-            else:
-                self._endpoint.confirm(is_last=is_last)
-            if not result.usage.input_tokens and "usage_estimated" in result.details:  # estimated without the prompt
+            elif not result.usage.input_tokens:  # estimated without the prompt
                 tokens = estimated_tokens(self._request(item).prompt.text)
                 result = replace(result, usage=replace(result.usage, input_tokens=tokens))
             result = with_lifetimes(result, self._prices)

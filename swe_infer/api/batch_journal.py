@@ -32,9 +32,9 @@ from swe_infer.types import Prompt, Purpose, Turn
 logger = logging.getLogger(__name__)
 
 ItemKey = tuple[str, int, int, str]
+"""Instance, sample, turn, and :attr:`swe_infer.types.Request.auxiliary`."""
 IsRecorded = Callable[[tuple[str, int], int, str], bool]
 """Whether the answer to a key, turn and auxiliary request is in the run's records."""
-"""Instance, sample, turn, and :attr:`swe_infer.types.Request.auxiliary`."""
 BatchKind = Literal["batch", "background"]
 """``background``: a response that is computed in the background, journaled as a batch of one request."""
 

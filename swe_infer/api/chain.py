@@ -433,17 +433,13 @@ class Chain:
             answers = [with_lifetimes(answer, endpoint.prices) for answer in answers]
             answers = self._checked(flight, endpoint, answers)
             usage = sum((answer.usage for answer in answers), Usage())
-            is_last = endpoint.idle.is_set()
-            if "usage_estimated" not in answers[0].details:
-                endpoint.observe(
-                    usage,
-                    answers[0].bill,
-                    flight.output_tokens,
-                    cache_write=flight.cache_prompt,
-                    is_last=is_last,
-                )
-            else:
-                endpoint.confirm(is_last=is_last)
+            endpoint.observe(
+                None if "usage_estimated" in answers[0].details else usage,
+                answers[0].bill,
+                flight.output_tokens,
+                cache_write=flight.cache_prompt,
+                is_last=endpoint.idle.is_set(),
+            )
             try:
                 usd = self._pay(flight, reservation, endpoint, answers, usage, sent_at)
             except Exception:  # a paid answer is never lost because of its price or a full disk

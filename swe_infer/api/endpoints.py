@@ -26,7 +26,7 @@ _DOWN_S = 15.0
 """An endpoint that is down is tried again after this time, unless it sent a Retry-After."""
 _FAULTS = 3
 """After this many consecutive errors an endpoint counts as down."""
-_OBEDIENT = re.compile(
+_KEEP_LIMITS = re.compile(
     r"(\w+\.)?api\.openai\.com|[\w-]+\.openai\.azure\.com|api\.anthropic\.com"
     r"|bedrock-runtime\.[\w-]+\.amazonaws\.com|([\w-]+-)?aiplatform\.googleapis\.com"
 )
@@ -68,8 +68,8 @@ class Endpoint:
     _in_flight: int = 0
 
     def __post_init__(self) -> None:
-        obeys = _OBEDIENT.fullmatch(urlsplit(self.address).hostname or "") is not None
-        self.bound_is_certain = self.prices is None or (obeys and not self.prices.states_bill)
+        keeps_limit = _KEEP_LIMITS.fullmatch(urlsplit(self.address).hostname or "") is not None
+        self.bound_is_certain = self.prices is None or (keeps_limit and not self.prices.states_bill)
         self.idle.set()
 
     @property
@@ -110,29 +110,29 @@ class Endpoint:
         """
         if self.bound_is_certain or self.prices is None:
             return False
+        if self.prices.states_bill or self.has_passed_bound:
+            return True
         longest = samples * (self.model.max_output_tokens or _LONGEST_OUTPUT)
         in_flight = self.provider.max_concurrency * worst_case(self.prices, input_tokens, longest, cache_write=True)
-        return self.prices.states_bill or self.has_passed_bound or in_flight > unspent
+        return in_flight > unspent
 
-    def observe(self, usage: Usage, bill: Bill, requested: int, *, cache_write: bool, is_last: bool) -> None:
-        """Raises :meth:`worst_case` to what an answer with known token counts was billed.
+    def observe(self, usage: Usage | None, bill: Bill, requested: int, *, cache_write: bool, is_last: bool) -> None:
+        """Raises :meth:`worst_case` to what an answer was billed.
 
         Args:
+            usage: None: the token counts are unknown. No answer may ever show them, so that this one counts as within
+                the bound.
             requested: tokens of output, at most.
             is_last: whether nothing else is in flight, which was reserved by a lower bound.
         """
         before = self.markup, self.overrun
-        self._observe_bill(usage, bill, cache_write=cache_write)
-        self._observe_output(usage.output_tokens, requested)
+        if usage is not None:
+            self._observe_bill(usage, bill, cache_write=cache_write)
+            self._observe_output(usage.output_tokens, requested)
         if before != (self.markup, self.overrun):
             self.bound_is_certain = self.prices is None
         else:
-            self.confirm(is_last=is_last)
-
-    def confirm(self, *, is_last: bool) -> None:
-        """Records an answer that does not raise :meth:`worst_case`, or whose token counts are unknown: no answer may
-        ever show them. See :meth:`observe`."""
-        self.bound_is_certain |= is_last or not self.has_passed_bound
+            self.bound_is_certain |= is_last or not self.has_passed_bound
 
     def _observe_output(self, output_tokens: int, requested: int) -> None:
         """Raises the overrun if an answer has more tokens than were requested at most. Servers ignore limits, or do

@@ -362,7 +362,7 @@ class ListedPrices:
                 self._served.add(context)
                 self._possible = ()
             premium = premium if bill.geo is None else self._premium(bill.geo)
-            self._dearest_premium = max(premium, self._dearest_premium if self._knows_geo else premium)
+            self._dearest_premium = max(premium, self._dearest_premium) if self._knows_geo else premium
             self._knows_geo = True
         return premium * self._sheet(context, moment).price(_consistent(usage))
 
