@@ -64,10 +64,12 @@ def test_four_processes_under_one_cap_never_pass_it_and_use_it_up(tmp_path: Path
         assert Decimal("0.95") * Decimal(cap) <= bill <= Decimal(cap)
 
 
-def test_the_cap_holds_when_processes_are_killed_and_started_again(tmp_path: Path) -> None:
+def test_the_cap_holds_when_processes_are_killed_and_started_again(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     cap, chance = "0.5", random.Random(3)
     with ApiServer(latency_s=(0.02, 0.1)) as server:
-        for _ in range(2):
+        for _ in range(3 if request.config.getoption("full") else 2):
             points = [point(server, tmp_path, n, cap, concurrency=8) for n in range(2)]
             for process in points:
                 assert process.stdout.readline() == "ready\n"
