@@ -126,6 +126,7 @@ def test_one_engine_starts_and_late_ones_join(model: LlamaModel, checkpoint: Pat
             if number == 6:
                 wait_until_loaded(late)
                 late.paused = False
+            first.paused = number >= 6 and not late.ready
             yield request
 
     found = {str(answer.request.key): answer.token_ids for answer in group.generate(asked(), refuse)}

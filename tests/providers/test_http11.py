@@ -49,7 +49,10 @@ BROKEN = {
 async def serving(handle: Handler, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """The address of a server whose connections ``handle`` answers."""
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         try:
             await handle(reader, writer)
         except (OSError, asyncio.IncompleteReadError):
@@ -60,7 +63,11 @@ async def serving(handle: Handler, context: ssl.SSLContext | None = None) -> Asy
     listener = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
     async with listener:
         port = listener.sockets[0].getsockname()[1]
-        yield f"{'http' if context is None else 'https'}://127.0.0.1:{port}/"
+        try:
+            yield f"{'http' if context is None else 'https'}://127.0.0.1:{port}/"
+        finally:
+            for writer in writers:  # the listener of Python 3.12 and later waits for open connections
+                writer.transport.abort()
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:

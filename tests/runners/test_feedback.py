@@ -90,6 +90,7 @@ def completed(directory: Path) -> Counter[tuple[str, int, int]]:
     return Counter((r["instance_id"], r["sample"], turn_of(r)) for r in records)
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_a_turn_with_the_right_reason_resolves_and_only_turns_are_paid_for(tmp_path: Path) -> None:
     directory, model = tmp_path / "run", Model()
     gold = {one.instance_id: str(one.metadata["patch"]) for one in model.instances[:INSTANCES]}
