@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from swe_infer import config
 from swe_infer.api.deployments import Deployments
 from swe_infer.cli.arguments import hydra_arguments
-from swe_infer.conf_files import conf_dir
+from swe_infer.cli.composer import composer
 from swe_infer.errors import ConfigError
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel
@@ -23,8 +22,8 @@ def test_a_list_of_providers_is_a_chain_in_its_order() -> None:
             "provider.names.second=my-deployment",
         ]
     )
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        runner = config.build(compose("config", overrides=arguments)).runner
+    with composer(None) as composing:
+        runner = config.build(composing.compose(arguments).cfg).runner
     assert isinstance(runner, ApiRunner)
     assert isinstance(runner.provider, Deployments)
     endpoints = runner.provider.endpoints(ApiModel(name="gpt-4o"))
