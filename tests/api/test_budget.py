@@ -96,7 +96,9 @@ def sized(characters: int, name: str = "a") -> Request:
 # How much of a cap is spent.
 
 
-@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize(
+    "vendor", [pytest.param(vendor, marks=[pytest.mark.full] * (vendor != "openai")) for vendor in VENDORS]
+)
 def test_a_cap_that_ten_worst_cases_fit_into_is_spent_to_nine_tenths_and_never_passed(
     vendor: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -63,6 +63,9 @@ def slowly(wanted: list[Request], until: Callable[[], bool]) -> Iterator[Request
         yield one
 
 
+SIMILAR: tuple[FaultKind, ...] = ("insufficient_quota", "unavailable", "server_error")
+
+
 def answered_by(outcomes: Outcomes) -> Counter[str]:
     completions = [o for o in outcomes.by_key.values() if isinstance(o, Completion)]
     assert len(completions) == len(outcomes)
@@ -78,7 +81,10 @@ def test_the_first_endpoint_is_used_while_it_works() -> None:
         assert second.log.asked() == []
 
 
-@pytest.mark.parametrize("kind", ["insufficient_quota", "auth", "rate_limit", "unavailable", "reset", "server_error"])
+@pytest.mark.parametrize(
+    "kind",
+    ["auth", "rate_limit", "reset", *(pytest.param(kind, marks=pytest.mark.full) for kind in SIMILAR)],
+)
 def test_the_next_endpoint_takes_over_if_the_first_fails(kind: FaultKind) -> None:
     with (
         ApiServer(faults=[Fault(kind, retry_after_s=3600)]) as first,
@@ -129,7 +135,13 @@ def claude_runner(first: ApiServer, second: ApiServer, third: ApiServer) -> ApiR
     return api
 
 
-@pytest.mark.parametrize("kind", ["insufficient_quota", "rate_limit", "overloaded", "reset"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "overloaded",
+        *(pytest.param(kind, marks=pytest.mark.full) for kind in ("insufficient_quota", "rate_limit", "reset")),
+    ],
+)
 def test_bedrock_takes_over_from_anthropic_and_vertex_from_bedrock(kind: FaultKind) -> None:
     """Prompt caches are used wherever the answers come from, and every price is that of the place."""
     wanted = requests(12, samples=3, text="word " * 1500)

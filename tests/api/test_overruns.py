@@ -130,7 +130,9 @@ except BudgetExceeded as error:
 """
 
 
-@pytest.mark.parametrize("first", [1, 2, 20])
+@pytest.mark.parametrize(
+    "first", [pytest.param(1, marks=pytest.mark.full), 2, pytest.param(20, marks=pytest.mark.full)]
+)
 def test_two_processes_under_one_cap_pass_it_by_what_they_have_in_flight_at_most(first: int, tmp_path: Path) -> None:
     cap = 200 * REQUEST
     with ApiServer(latency_s=0.05, answer=lambda _: "x" * 4 * 10, prompt_cache=False) as server:

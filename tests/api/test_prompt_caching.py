@@ -36,7 +36,9 @@ def sweep(server: ApiServer, model: str, samples: int, directory: Path) -> list[
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("model", "samples"), [("claude-sonnet-4-5", 1), ("gpt-4o", 2)])
+@pytest.mark.parametrize(
+    ("model", "samples"), [pytest.param("claude-sonnet-4-5", 1, marks=pytest.mark.full), ("gpt-4o", 2)]
+)
 def test_the_first_request_of_a_prompt_goes_ahead_and_later_points_read_the_cache(
     model: str, samples: int, tmp_path: Path
 ) -> None:

@@ -323,7 +323,7 @@ def test_a_cap_of_nothing_pays_nothing() -> None:
     assert provider.sent == []
 
 
-@pytest.mark.parametrize("concurrency", [1, 7, 64])
+@pytest.mark.parametrize("concurrency", [pytest.param(1, marks=pytest.mark.full), 7, 64])
 def test_a_cap_is_never_passed_and_nearly_used_up_at_any_concurrency(concurrency: int) -> None:
     provider = ScriptedProvider(
         latency_s=0.002,

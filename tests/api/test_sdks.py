@@ -102,7 +102,7 @@ def test_every_provider_answers_and_its_cost_is_the_server_s_own_bill(name: str)
         assert set(server.log.answers_by_prompt().values()) == {1}
 
 
-@pytest.mark.parametrize("name", ["openai", "anthropic"])
+@pytest.mark.parametrize("name", ["openai", pytest.param("anthropic", marks=pytest.mark.full)])
 def test_every_instance_is_answered_through_every_fault_and_none_is_answered_twice(name: str) -> None:
     kinds: tuple[FaultKind, ...]
     kinds = ("rate_limit_ms", "server_error", "overloaded", "reset", "broken_json", "bad_gateway_html", "html_page")
@@ -145,7 +145,7 @@ def test_a_prompt_beyond_the_window_is_skipped_and_the_others_are_answered() -> 
         assert sum(isinstance(o, Completion) for o in outcomes.values()) == 9
 
 
-@pytest.mark.parametrize("name", ["openai", "anthropic"])
+@pytest.mark.parametrize("name", [pytest.param("openai", marks=pytest.mark.full), "anthropic"])
 def test_a_cap_holds_if_the_server_bills_the_longest_output_for_all_that_breaks(name: str, tmp_path: Path) -> None:
     kinds: tuple[FaultKind, ...] = ("broken_json", "cut", "server_error", "timeout_408", "reset", "missing_usage")
     cap = Decimal("0.15")

@@ -111,7 +111,10 @@ def test_results_do_not_come_in_the_order_of_the_requests(server: ApiServer, nam
     assert list(results) != sorted(results, key=lambda i: int(i.rpartition("-")[2]))
 
 
-@pytest.mark.parametrize("name", ["openai", "azure_openai", "mistral", "together"])
+@pytest.mark.parametrize(
+    "name",
+    ["openai", "mistral", *(pytest.param(name, marks=pytest.mark.full) for name in ("azure_openai", "together"))],
+)
 def test_results_in_a_storage_of_another_host_are_read_without_the_key(server: ApiServer, name: str) -> None:
     asked: list[HttpRequest] = []
 
@@ -341,7 +344,7 @@ def test_anthropic_cannot_tell_a_running_batch_s_owner_and_says_so(server: ApiSe
     with_open("anthropic", server, life)
 
 
-@pytest.mark.parametrize("name", ["openai", "anthropic"])
+@pytest.mark.parametrize("name", [pytest.param("openai", marks=pytest.mark.full), "anthropic"])
 def test_finding_reads_every_page_and_stops_at_its_time(server: ApiServer, name: str) -> None:
     async def life(provider: BatchProvider) -> None:
         mine = await provider.submit(
@@ -417,12 +420,12 @@ def test_errors_of_the_batch_interface_have_their_class(name: str) -> None:
     ("fault", "kind"),
     [
         ("rate_limit", RateLimited),
-        ("server_error", TransientError),
-        ("reset", TransientError),
+        pytest.param("server_error", TransientError, marks=pytest.mark.full),
+        pytest.param("reset", TransientError, marks=pytest.mark.full),
         ("hang", TransientError),
-        ("html_page", TransientError),
+        pytest.param("html_page", TransientError, marks=pytest.mark.full),
         ("broken_json", TransientError),
-        ("cut", TransientError),
+        pytest.param("cut", TransientError, marks=pytest.mark.full),
     ],
 )
 def test_every_step_of_a_batch_classifies_its_faults(

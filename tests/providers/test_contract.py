@@ -398,7 +398,10 @@ def test_a_certificate_that_nobody_vouches_for_is_a_clear_error(tmp_path: Path) 
     assert "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
-@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.full] * (name not in ("openai", "anthropic"))) for name in PROVIDERS],
+)
 def test_a_huge_answer_is_read(server: ApiServer, name: str) -> None:
     server.script("huge")
     assert len(ask(build(name, server), name).text) == 8_000_000

@@ -133,10 +133,10 @@ NO_PROXY = [
 
 def test_no_proxy_means_what_it_means_to_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    wrong = []
+    wrong, context = [], ssl.create_default_context()
     for address, no_proxy, around in NO_PROXY:
         monkeypatch.setenv("NO_PROXY", no_proxy)
-        client = httpx2.Client()
+        client = httpx2.Client(verify=context)
         theirs = client._transport_for_url(httpx2.URL(address)) is client._transport
         if ((proxy_of(address) is None), theirs) != (around, around):
             wrong.append((address, no_proxy, proxy_of(address), theirs))

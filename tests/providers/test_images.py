@@ -204,7 +204,14 @@ def test_what_cannot_send_images_says_why() -> None:
     assert "model.vision=true" in (OpenAIChat().image_fault(ApiModel(name="o3-mini"), [URL]) or "")
 
 
-def test_a_sweep_sends_images_to_models_that_accept_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "named",
+    [
+        ("chat", "anthropic", "blind"),
+        pytest.param(("chat", "responses", "anthropic", "gemini", "blind"), marks=pytest.mark.full),
+    ],
+)
+def test_a_sweep_sends_images_to_models_that_accept_them(named: tuple[str, ...], tmp_path: Path) -> None:
     """Through the command: OpenAI's two APIs, Anthropic, Gemini, and a model without vision."""
     text = "Fix it.\n<issue>\nThe chart is blank.\n</issue>\n[start of a.js]\n1 let x\n[end of a.js]"
     columns: list[tuple[str, Any]] = [
@@ -225,7 +232,7 @@ def test_a_sweep_sends_images_to_models_that_accept_them(tmp_path: Path) -> None
             "blind": ["model=o3-mini", at],
         }
         (tmp_path / "points.json").write_text(
-            json.dumps([{"name": name, "overrides": overrides} for name, overrides in points.items()])
+            json.dumps([{"name": name, "overrides": points[name]} for name in named])
         )
         keys = ["dataset=jsonl", "dataset.path=rows.jsonl", "output_dir=out", "tracker=none", "evaluation=none"]
         sweep = ["swe_infer", "-m", "sweep.points=points.json", *keys]
@@ -238,12 +245,14 @@ def test_a_sweep_sends_images_to_models_that_accept_them(tmp_path: Path) -> None
             for part in content_of(e.body or {})
             if isinstance(part, dict)
         }
-        assert sent == {
-            *(("gpt-4o", kind) for kind in ("text", "image_url")),
-            *(("gemini-3.8-flash", kind) for kind in ("text", "image_url")),
-            *(("gpt-5.4", kind) for kind in ("input_text", "input_image")),
-            *(("claude-sonnet-5-5", kind) for kind in ("text", "image")),
+        kinds = {
+            "chat": ("gpt-4o", ("text", "image_url")),
+            "gemini": ("gemini-3.8-flash", ("text", "image_url")),
+            "responses": ("gpt-5.4", ("input_text", "input_image")),
+            "anthropic": ("claude-sonnet-5-5", ("text", "image")),
+            "blind": ("o3-mini", ()),
         }
+        assert sent == {(kinds[name][0], kind) for name in named for kind in kinds[name][1]}
     records = {}
     for path in (tmp_path / "out").glob("*/records.jsonl"):
         lines = path.read_bytes().splitlines(keepends=True)

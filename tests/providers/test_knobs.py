@@ -297,6 +297,7 @@ def test_store_is_sent_if_it_is_set() -> None:
         )
 
 
+@pytest.mark.full
 def test_a_sweep_over_efforts_reaches_three_vendors(server: ApiServer, tmp_path: Path) -> None:
     """One command; each point is a run of its own, and a repetition pays for nothing."""
     data = write_instances(tmp_path / "instances.jsonl", 1)

@@ -225,7 +225,12 @@ def test_a_server_that_dies_ends_the_run_and_what_was_answered_is_kept(
 
 @pytest.mark.parametrize(
     ("number", "stage"),
-    [(signal.SIGINT, "serves"), (signal.SIGINT, "hangs"), (signal.SIGTERM, "hangs"), (signal.SIGKILL, "serves")],
+    [
+        (signal.SIGINT, "serves"),
+        pytest.param(signal.SIGINT, "hangs", marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, "hangs", marks=pytest.mark.full),
+        (signal.SIGKILL, "serves"),
+    ],
 )
 def test_no_process_is_left_behind_whatever_ends_the_run(
     program: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, stage: str
