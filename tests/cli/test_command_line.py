@@ -61,11 +61,11 @@ def imported(result: subprocess.CompletedProcess[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("arguments", "status", "most"),
     [
-        (["--cfg", "job", "model=gpt-4o", "dataset=swebench_oracle"], 0, 450),
-        (["decoding.tempratur=1"], 2, 450),
+        pytest.param(["--cfg", "job", "model=gpt-4o", "dataset=swebench_oracle"], 0, 450, marks=pytest.mark.full),
+        pytest.param(["decoding.tempratur=1"], 2, 450, marks=pytest.mark.full),
         (["-m", "decoding.tempratur=1,2"], 2, 450),
         (["model=gpt-4o", "provider=openai", "shard.index=0"], 2, 540),
-        (["dataset=jsonl", "tracker=none"], 2, 450),
+        pytest.param(["dataset=jsonl", "tracker=none"], 2, 450, marks=pytest.mark.full),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
@@ -89,18 +89,30 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
             180,
             ["  vllm  ", "== provider/openai.yaml ==", "# Maximum number of concurrent requests."],
         ),
-        (["--help", "model=gpt-4o"], 180, ["name: gpt-4o", "== model/api.yaml ==", "# Dollars per million tokens"]),
-        (["--cfg", "job", "--help"], 180, ["Groups, with their defaults:"]),
-        (["--help", "budget.max_usd"], 180, ["max_usd: null # Maximum cost of this run"]),
-        (["--config-dir", "own", "--help", "model"], 180, ["  mine  ", "  A model of my own."]),
+        pytest.param(
+            ["--help", "model=gpt-4o"],
+            180,
+            ["name: gpt-4o", "== model/api.yaml ==", "# Dollars per million tokens"],
+            marks=pytest.mark.full,
+        ),
+        pytest.param(["--cfg", "job", "--help"], 180, ["Groups, with their defaults:"], marks=pytest.mark.full),
+        pytest.param(
+            ["--help", "budget.max_usd"], 180, ["max_usd: null # Maximum cost of this run"], marks=pytest.mark.full
+        ),
+        pytest.param(
+            ["--config-dir", "own", "--help", "model"],
+            180,
+            ["  mine  ", "  A model of my own."],
+            marks=pytest.mark.full,
+        ),
         (
             ["--help", "model"],
             180,
             ["provider=deepseek:\n  deepseek-chat ", "Retires 2026-07-24.\n  deepseek-flash ", "\nlocal models:\n"],
         ),
         (["--help", "model=mine", "--config-dir=own"], 180, ["name: my-tune"]),
-        (["--help", "hydra/launcher"], 180, ["== hydra/launcher/ray.yaml =="]),
-        (["-sc", "install=bash"], 180, ["complete "]),
+        pytest.param(["--help", "hydra/launcher"], 180, ["== hydra/launcher/ray.yaml =="], marks=pytest.mark.full),
+        pytest.param(["-sc", "install=bash"], 180, ["complete "], marks=pytest.mark.full),
         (["-sc", "query=bash"], 300, ["provider.mode=batch\nprovider.mode=live\n"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
@@ -144,7 +156,7 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_help_for_unknown_topics_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
-    result = swe_infer(*arguments, cwd=tmp_path)
+    result = forked(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
     assert said in result.stderr
@@ -159,7 +171,7 @@ def test_other_features_of_hydra_still_work(tmp_path: Path) -> None:
         "++hydra.run.dir=elsewhere",
         "++hydra.job.chdir=true",
     ]
-    result = swe_infer(*command, cwd=tmp_path)
+    result = forked(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
@@ -168,14 +180,28 @@ def test_other_features_of_hydra_still_work(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["hydra.job.env_copy=[UNSET_NAME]"], "hydra.job.env_copy: the environment variable UNSET_NAME is not set"),
-        (["-m", "decoding.seed=1,2", "hydra.job.env_copy=[HOME,UNSET_NAME]"], "environment variable UNSET_NAME"),
+        pytest.param(
+            ["-m", "decoding.seed=1,2", "hydra.job.env_copy=[HOME,UNSET_NAME]"],
+            "environment variable UNSET_NAME",
+            marks=pytest.mark.full,
+        ),
         (
             ["hydra.run.dir=s3://b/x"],
             "hydra.run.dir=s3://b/x: must be a local folder; results are uploaded with",
         ),
-        (["++hydra.output_subdir='gs://b/x'"], "hydra.output_subdir=gs://b/x: must be a local folder"),
-        (["-m", "decoding.seed=1,2", "hydra.sweep.subdir=s3://b/x"], "hydra.sweep.subdir=s3://b/x: must be a local"),
-        (["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN: a sweep is started with -m"),
+        pytest.param(
+            ["++hydra.output_subdir='gs://b/x'"],
+            "hydra.output_subdir=gs://b/x: must be a local folder",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            ["-m", "decoding.seed=1,2", "hydra.sweep.subdir=s3://b/x"],
+            "hydra.sweep.subdir=s3://b/x: must be a local",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            ["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN: a sweep is started with -m", marks=pytest.mark.full
+        ),
         (["-m", "decoding.seed=1,2", "hydra.job.chdir=true"], "hydra.job.chdir=true: the runs of a sweep share"),
     ],
 )
@@ -210,14 +236,14 @@ def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["decoding.tempratur=1"],
+        pytest.param(["decoding.tempratur=1"], marks=pytest.mark.full),
         ["model=lama"],
         ["decoding.stop=[a"],
         ["dataset=jsonl", "dataset.path=missing.jsonl", "tracker=none"],
-        ["model=llama", "model.path=missing", "tracker=none"],
+        pytest.param(["model=llama", "model.path=missing", "tracker=none"], marks=pytest.mark.full),
         ["model=gpt-4o", "tracker=none"],
-        ["model=gpt-4o", "decoding.n=0"],
-        ["dataset=sample", "dataset.instance_ids=[nobody]", "tracker=none"],
+        pytest.param(["model=gpt-4o", "decoding.n=0"], marks=pytest.mark.full),
+        pytest.param(["dataset=sample", "dataset.instance_ids=[nobody]", "tracker=none"], marks=pytest.mark.full),
         ["--resolve"],
     ],
     ids=" ".join,
@@ -355,18 +381,23 @@ def test_runs_from_an_installed_wheel(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_an_argument_the_bundled_model_answers_the_bundled_instances(tmp_path: Path) -> None:
-    """The README's first command, once it is set up."""
+@pytest.mark.parametrize(
+    ("arguments", "instances"), [pytest.param((), 40, marks=pytest.mark.full), (("dataset.limit=8",), 8)]
+)
+def test_without_an_argument_the_bundled_model_answers_the_bundled_instances(
+    arguments: tuple[str, ...], instances: int, tmp_path: Path
+) -> None:
+    """The README's first command, once it is set up. With ``--all``, as it is there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment["PYTHONPATH"] = str(ROOT)
-    result = commands.run("swe_infer", cwd=tmp_path, env=environment, packages=commands.LOCAL)
+    result = commands.run("swe_infer", *arguments, cwd=tmp_path, env=environment, packages=commands.LOCAL)
     assert result.returncode == 0, result.stderr
     directory = tmp_path / result.stdout.splitlines()[-1]
     summary = json.loads((directory / "summary.json").read_text())
-    assert (summary["instances"], summary["completed"], summary["remaining"]) == (40, 40, 0)
+    assert (summary["instances"], summary["completed"], summary["remaining"]) == (instances, instances, 0)
     assert summary["apply_rate"] > 0.9
     assert f"swe-infer-compare {result.stdout.splitlines()[-1]} --html page.html" in result.stderr
-    for line in ("  instances  40\n", "  completed  40\n", "  cost       $0\n"):
+    for line in (f"  instances  {instances}\n", f"  completed  {instances}\n", "  cost       $0\n"):
         assert line in result.stderr
     assert list((directory / "wandb").rglob("*.wandb")), "tracked offline"
 

@@ -84,7 +84,9 @@ def test_a_variable_that_is_not_set_is_a_config_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", list(RunMode))
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.full] * (mode != RunMode.RUN)) for mode in RunMode]
+)
 def test_the_cached_loader_gives_what_hydra_composes(mode: RunMode, tmp_path: Path) -> None:
     shutil.copytree(conf_dir(), conf := tmp_path / "conf")
     path = create_config_search_path(str(conf))

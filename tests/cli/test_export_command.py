@@ -112,7 +112,7 @@ class Model:
         return thought if right else "I do not know."
 
 
-@pytest.mark.parametrize("where", ["resolved", "applies"])
+@pytest.mark.parametrize("where", ["resolved", pytest.param("applies", marks=pytest.mark.full)])
 def test_pairs_conversations_and_reasoning_of_a_chat_model(sandbox: None, where: str, tmp_path: Path) -> None:
     model = Model()
     names = [one.instance_id for one in model.instances]

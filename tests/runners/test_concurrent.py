@@ -248,14 +248,14 @@ def test_conversations_continue_on_a_shared_engine(tmp_path: Path) -> None:
         records = list(read_records(directory / "records.jsonl"))
         return {(r["instance_id"], r["sample"], turn_of(r)): r.get("full_output") or "" for r in records}
 
-    for turns in (0, 1, 2):
+    for turns in (0, 2):
         with ExitStack() as stack:
             assert opened(stack, tmp_path / f"alone{turns}", turns, ProcessResources()).execute() == 0
     resources = ProcessResources()
     with ExitStack() as stack:
-        runs = [opened(stack, tmp_path / f"together{turns}", turns, resources) for turns in (0, 1, 2)]
-        assert run_concurrently(runs) == [0, 0, 0]
-    for turns in (0, 1, 2):
+        runs = [opened(stack, tmp_path / f"together{turns}", turns, resources) for turns in (0, 2)]
+        assert run_concurrently(runs) == [0, 0]
+    for turns in (0, 2):
         found = answers(tmp_path / f"together{turns}")
         assert found == answers(tmp_path / f"alone{turns}")
         assert len(found) == 2 * INSTANCES * (1 + turns), "no answer of this model contains a patch"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.export import as_json
@@ -84,12 +85,17 @@ def test_answers_of_a_batch_that_another_process_handed_in_are_checked_against_t
         }
 
 
+def columns(config: Any) -> tuple[str, ...]:
+    rules, prompt = config["rules"], config["prompt"]
+    return rules["context"], rules["prompt"], prompt["style"], prompt["edit_format"]
+
+
 def test_a_sweep_over_prompts_shows_prompt_and_context_as_columns(server: ApiServer, tmp_path: Path) -> None:
     arguments = [
         "dataset=sample", "dataset.limit=2", "dataset.run_tests=false", "model=gpt-4o",
         f"provider.base_url={server.openai_url}",
     ]  # fmt: skip
-    sweep = ["-m", "prompt=style2,search_replace", "context=oracle", "tracker.mode=offline"]
+    sweep = ["-m", "prompt=style2,search_replace", "context=oracle", "tracker=none"]
     dry = run(*arguments, *sweep, "dry_run=true", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     assert "requests   4 for 4 instances" in dry.stdout[dry.stdout.index("all 2 points") :]
@@ -99,17 +105,14 @@ def test_a_sweep_over_prompts_shows_prompt_and_context_as_columns(server: ApiSer
     keys = {line.split()[0] for line in done.stderr.splitlines() if line.strip()}
     assert {"prompt.style", "prompt.edit_format", "rules.prompt"} <= keys
     runs = [tmp_path / line for line in done.stdout.splitlines() if (tmp_path / line / "summary.json").exists()]
-    columns = set()
-    for directory in runs:
-        (kept,) = read_offline_runs(directory)
-        rules, prompt = kept.config["rules"], kept.config["prompt"]
-        columns.add((rules["context"], rules["prompt"], prompt["style"], prompt["edit_format"]))
-    assert columns == {
+    assert {columns(yaml.safe_load((each / "config.yaml").read_text())) for each in runs} == {
         ("oracle-1", "style2-1", "style2", "unified_diff"),
         ("oracle-1", "plain-1", "plain", "search_replace"),
     }
-    third = run(*arguments, "prompt=search_replace", "context=none", "tracker=none", cwd=tmp_path)
+    third = run(*arguments, "prompt=search_replace", "context=none", "tracker.mode=offline", cwd=tmp_path)
     assert third.returncode == 0, third.stderr
+    (tracked,) = read_offline_runs(tmp_path / third.stdout.splitlines()[-1])
+    assert columns(tracked.config) == ("none-1", "plain-1", "plain", "search_replace")
     compared = as_json(compare([load_run(each) for each in (*runs, tmp_path / third.stdout.splitlines()[-1])]))
     differing = set(compared["differing_keys"])
     assert differing >= {"prompt.style", "prompt.edit_format", "rules.prompt", "rules.context"}
