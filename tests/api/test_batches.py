@@ -382,7 +382,10 @@ def test_kills_at_any_moment_lose_nothing_and_submit_nothing_twice(vendor: str, 
         assert Decimal(spent) < 1
 
 
-@pytest.mark.parametrize(("vendor", "status"), [("openai", 405), ("anthropic", 403), ("anthropic", 500)])
+@pytest.mark.parametrize(
+    ("vendor", "status"),
+    [pytest.param("openai", 405, marks=pytest.mark.full), ("anthropic", 403), ("anthropic", 500)],
+)
 def test_without_a_batch_list_known_batches_are_collected_and_nothing_is_paid_twice(
     vendor: str, status: int, tmp_path: Path
 ) -> None:

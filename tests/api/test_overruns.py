@@ -74,7 +74,7 @@ def provider_of(mode: str, server: ApiServer, in_flight: int = IN_FLIGHT) -> Ope
     return OpenAIChat(base_url=server.openai_url, max_concurrency=in_flight)
 
 
-@pytest.mark.parametrize("first", [1, 2, 20])
+@pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.full), 20])
 @pytest.mark.parametrize(("mode", "samples"), [("live", 1), ("live", 3), ("background", 1)])
 def test_a_cap_that_covers_what_is_in_flight_at_the_first_overrun_is_not_passed(
     mode: str, samples: int, first: int, tmp_path: Path

@@ -56,7 +56,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_four_processes_under_one_cap_never_pass_it_and_use_it_up(tmp_path: Path) -> None:
     cap = "0.2"
     with ApiServer(latency_s=(0.02, 0.1)) as server:
-        points = [point(server, tmp_path, n, cap) for n in range(4)]
+        points = [point(server, tmp_path, n, cap, concurrency=8) for n in range(4)]
         said = [p.communicate(timeout=90)[0].split("\n") for p in points]
         assert all("budget.sweep_max_usd" in lines[1] for lines in said)
         bill = server.log.cost_usd()

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from swe_infer import __version__
+from swe_infer.cli.start import check_arguments
+from swe_infer.errors import ConfigError
 from tests.support import commands
 from tests.support.api_server import ApiServer
 
@@ -258,9 +260,8 @@ def test_a_mistake_is_one_line_and_exit_2_and_leaves_nothing(arguments: list[str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_suggest_what_was_meant(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": ""}
-    wrong_provider = "it is a model of openai: choose provider=openai"
+def test_malformed_arguments_suggest_what_was_meant() -> None:
+    """Without Hydra. The command prints the error as the other ones."""
     for arguments, said in [
         (["--model", "gpt-4o"], "keys are written without dashes: model=gpt-4o"),
         (["--provider=anthropic"], "keys are written without dashes: provider=anthropic"),
@@ -278,6 +279,19 @@ def test_errors_suggest_what_was_meant(tmp_path: Path) -> None:
         (["model = gpt-4o"], "write no spaces around ="),
         (["mod\u00e8le=gpt-4o"], "is not a key; see --help"),
         (["compare", "a", "b"], "did you mean the command swe-infer-compare?"),
+    ]:
+        with pytest.raises(ConfigError) as error:
+            check_arguments(arguments)
+        assert said in str(error.value), arguments
+        assert "\n" not in str(error.value), arguments
+        assert len(str(error.value)) < 400, arguments
+
+
+def test_errors_suggest_what_was_meant(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": ""}
+    wrong_provider = "it is a model of openai: choose provider=openai"
+    for arguments, said in [
+        (["--model", "gpt-4o"], "keys are written without dashes: model=gpt-4o"),
         (["model==gpt-4o"], "did you mean gpt-4o"),
         (["model=gpt-4(o"], "did you mean gpt-4o"),
         (["model=zzzz"], "model=zzzz: unknown option; --help model lists all "),

@@ -374,6 +374,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_exits_with_130(tmp_path: Path) ->
     assert Counter(r["status"] for r in records.values()) == {"completed": answered}
 
 
+@pytest.mark.full
 def test_faults_that_pass_cost_nobody_an_instance(tmp_path: Path) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 40)
     faults = [Fault("rate_limit", fraction=0.1), Fault("server_error", fraction=0.1), Fault("reset", fraction=0.1)]

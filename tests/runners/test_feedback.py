@@ -303,6 +303,7 @@ def test_batches_of_a_turn_are_collected_as_that_turn_after_a_kill(vendor: str, 
         assert summary(directory)["patches"]["none"] == 2
 
 
+@pytest.mark.full
 def test_ctrl_c_in_a_turn_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with ApiServer(answer=(model := Model())) as server:

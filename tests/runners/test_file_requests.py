@@ -170,7 +170,7 @@ def test_the_model_chooses_the_files_once_for_all_samples(rows: Path, tmp_path: 
     assert (figures.cost_usd, figures.recorded) == (found["cost_usd"], INSTANCES)
 
 
-@pytest.mark.parametrize("interrupted", ["files", "answers"])
+@pytest.mark.parametrize("interrupted", ["files", pytest.param("answers", marks=pytest.mark.full)])
 def test_a_run_that_is_killed_in_a_round_pays_for_nothing_twice(interrupted: str, rows: Path, tmp_path: Path) -> None:
     directory, model = tmp_path / "run", Model()
     with ApiServer(answer=model) as server:
@@ -228,6 +228,7 @@ def test_a_cap_or_ctrl_c_among_the_requests_for_files(rows: Path, tmp_path: Path
         check_paid(directory, server)
 
 
+@pytest.mark.full
 def test_batches_of_the_requests_for_files_are_collected_after_a_kill(rows: Path, tmp_path: Path) -> None:
     directory, model = tmp_path / "run", Model()
     with ApiServer(answer=model) as server:
@@ -304,15 +305,20 @@ def test_an_instance_without_its_repository_is_skipped_until_it_is_available(tmp
     assert "[start of src/other.py]" not in shown
 
 
-def test_a_local_base_model_without_a_usable_choice_is_shown_the_readmes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [(16,), pytest.param((16, 24), marks=pytest.mark.full)])
+def test_a_local_base_model_without_a_usable_choice_is_shown_the_readmes(
+    tokens: tuple[int, ...], tmp_path: Path
+) -> None:
     command = ["context=llm", "prompt=style2", "dataset.limit=2", "dataset.run_tests=false", "tracker=none"]
     result = run(
-        *command, "decoding.max_new_tokens=16,24", f"output_dir={tmp_path / 'sweep'}",
+        *command, f"decoding.max_new_tokens={','.join(map(str, tokens))}", f"output_dir={tmp_path / 'sweep'}",
         cwd=tmp_path, sweep=True, packages=commands.LOCAL,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    for path in (tmp_path / "sweep").glob("*/summary.json"):
+    summaries = list((tmp_path / "sweep").glob("*/summary.json"))
+    assert len(summaries) == len(tokens)
+    for path in summaries:
         found = summary(path.parent)
         assert (found["completed"], found["auxiliary"]["context"]["requests"]) == (2, 2)
-        assert found["stats"]["concurrent_jobs"] == 2
+        assert found["stats"]["concurrent_jobs"] == len(tokens)
         assert found["cost_usd"] == 0

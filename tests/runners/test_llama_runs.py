@@ -177,6 +177,7 @@ def test_points_of_a_sweep_are_answered_at_once_and_a_bad_one_stops_no_other(
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_several_engines_make_the_patches_of_their_answers(tmp_path: Path) -> None:
     """The records are those of one engine, whose patches this process makes."""
     records: list[list[Record]] = []

@@ -104,7 +104,7 @@ def test_the_most_samples_are_the_most_that_a_record_may_have() -> None:
         Decoding(max_new_tokens=10**13)
 
 
-@pytest.mark.parametrize("mode", ["live", "batch"])
+@pytest.mark.parametrize("mode", ["live", pytest.param("batch", marks=pytest.mark.full)])
 def test_a_run_reads_few_more_requests_than_it_sends(
     mode: Literal["live", "batch"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
