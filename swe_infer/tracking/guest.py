@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -32,6 +34,8 @@ Requests = Iterator[Message]
 Reply = Callable[..., None]
 """Sends its keyword arguments as one message."""
 
+_UNUSED = ("numpy", "pandas")
+"""The SDK imports these to check for arrays and data frames, which no guest uses."""
 _TIMEOUT_S = 30
 _RETRIES, _MAX_RETRY_WAIT_S = 2, 2.0  # the SDK's default of 20 retries takes many minutes
 
@@ -111,6 +115,7 @@ def main() -> int:
     os.dup2(2, 1)
     os.chdir(folder)
     gc.set_threshold(*COLLECT_AFTER)
+    _shorten_imports()
 
     lock = threading.Lock()
 
@@ -130,6 +135,31 @@ def main() -> int:
     reply(done=True)
     gc.freeze()  # as in run_command
     return 0
+
+
+def _shorten_imports() -> None:
+    """The SDK's imports take most of a short run's processor time in this process."""
+    for name in _UNUSED:
+        sys.modules[name] = None  # type: ignore[assignment] # documented: an import of it fails at once
+    # Before Python 3.13, pydantic parses the source of the SDK's models for the descriptions of their fields. It
+    # finds the source by the frame, which some implementations of Python lack.
+    inspect.currentframe = lambda: None
+
+
+def shorten_starts() -> None:
+    """Turn off what the SDK does at the start of each run and no guest needs: it sends figures about itself to W&B,
+    and it looks for inputs of a job of W&B Launch. Both import much."""
+    import wandb
+
+    with suppress(ImportError, AttributeError):  # names of the release that is pinned
+        from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+        opentelemetry_proxy.disable()
+        wandb.Run._detect_and_apply_job_inputs = _do_nothing  # type: ignore[assignment, method-assign]
+
+
+def _do_nothing(_: object) -> None:
+    pass
 
 
 def one_line(error: BaseException) -> str:

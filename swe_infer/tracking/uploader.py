@@ -8,7 +8,6 @@ server has all of the run, otherwise ``failure``.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from swe_infer.run_directory.provenance import read_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.tracking.guest import Reply, Requests, connect, one_line
 from swe_infer.tracking.state import folder_of, read_state, write_state, write_synced
-from swe_infer.tracking.worker import BLOCKED_IMPORTS, Session
+from swe_infer.tracking.worker import Session
 
 _POINTS = 500
 """Points of the history of a run."""
@@ -31,8 +30,6 @@ _IGNORED = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_MODE", "WANDB_DISABLED")
 
 def serve(requests: Requests, reply: Reply) -> None:
     """Answer the requests, one after the other."""
-    for name in BLOCKED_IMPORTS:
-        sys.modules[name] = None  # type: ignore[assignment] # see the worker
     for name in _IGNORED:
         os.environ.pop(name, None)
     for request in requests:

@@ -57,16 +57,12 @@ if TYPE_CHECKING:
 _TABLE_SECONDS_PER_ROW, _TABLE_SHARE = 130e-6, 0.005
 _MIN_TABLE_ROWS, _MAX_TABLE_ROWS = 500, 10_000  # the second is W&B's own limit
 _CRASHED = 255
-# The SDK imports these (half a second) to check for arrays and data frames, which are never logged here.
-BLOCKED_IMPORTS = ("numpy", "pandas")
 _MAX_OPEN_RUNS = 32
 """Runs that are open at W&B at once. Further ones wait for the end of another."""
 
 
 def serve(requests: Requests, reply: Reply) -> None:
     """Track the runs of the requests."""
-    for name in BLOCKED_IMPORTS:
-        sys.modules[name] = None  # type: ignore[assignment] # documented: an import of it fails at once
     service, runs = _Service(), dict[int, queue.SimpleQueue[Message | None]]()
     threads = []
     for message in requests:
@@ -168,6 +164,7 @@ class _Service:
         if self._is_started:
             return self._init(start, config, reply)
         with self._first:
+            guest.shorten_starts()
             try:
                 run = self._init(start, config, reply)
             except _NotStarted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import getpass
 import json
 import os
@@ -30,6 +31,13 @@ SECRETS = {
 }
 
 
+LISTED = """
+import atexit, sys
+from pathlib import Path
+atexit.register(lambda: Path("{file}").write_text(repr([*sys.modules])))
+"""
+
+
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith("WANDB_")]:
@@ -39,9 +47,12 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str | None]:
     """A run with ten answers, a failure and a skip: run directory, home directory, tracker address. WANDB_MODE is
-    offline, and there is a key."""
+    offline, and there is a key. The worker leaves the names of its modules in the run directory."""
     directory, home = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("home")
+    startup = tmp_path_factory.mktemp("startup")
+    (startup / "sitecustomize.py").write_text(LISTED.format(file=directory / "modules"))
     with served(home) as (server, patch):
+        patch.setenv("PYTHONPATH", str(startup))
         for name in [n for n in os.environ if n.startswith("XDG_")]:
             patch.delenv(name)
         for name, value in {**SECRETS, "WANDB_MODE": "offline"}.items():
@@ -179,6 +190,12 @@ def test_all_files_are_in_the_run_directory_without_links(tracked: tuple[Path, P
     assert [path for path in directory.rglob("*") if path.is_symlink()] == []
     assert address is not None
     assert Path(address).parent == directory / "wandb"
+
+
+def test_the_worker_imports_nothing_of_the_sdk_that_it_does_not_use(tracked: tuple[Path, Path, str | None]) -> None:
+    modules = ast.literal_eval((tracked[0] / "modules").read_text())
+    assert "wandb.sdk.wandb_run" in modules
+    assert not {"numpy._core", "requests", "wandb.apis.public", "wandb.sdk.launch"} & set(modules)
 
 
 def test_a_resumed_run_goes_on_under_its_id_with_growing_steps_and_a_whole_table(tmp_path: Path) -> None:
