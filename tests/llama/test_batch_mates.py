@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
 
-def requests() -> list[GenerationRequest]:
-    """Greedy and sampled, long and short, with shared prefixes."""
+@pytest.fixture(scope="module")
+def requests(request: pytest.FixtureRequest) -> list[GenerationRequest]:
+    """Greedy and sampled, long and short, with shared prefixes. Without ``--all``, every second of them."""
     made, shared = [], random_prompt(300, 99)
     for index, length in enumerate((3, 40, 257, 120, 511, 64)):
         prompt = random_prompt(length, index)
         made.append(ask(f"greedy{index}", prompt, 20))
         made.append(ask(f"sampled{index}", prompt, 20, temperature=0.8, top_p=0.9, seed=index))
         made.append(ask(f"shared{index}", shared + prompt, 12, temperature=1.0, seed=index))
-    return made
+    return made if request.config.getoption("full") else made[::2]
 
 
 def answers(engine: Engine, asked: list[GenerationRequest]) -> dict[str, tuple[int, ...]]:
@@ -33,35 +34,41 @@ def answers(engine: Engine, asked: list[GenerationRequest]) -> dict[str, tuple[i
 
 
 @pytest.fixture(scope="module")
-def alone(directory: Path) -> dict[str, tuple[int, ...]]:
+def alone(directory: Path, requests: list[GenerationRequest]) -> dict[str, tuple[int, ...]]:
     """Each request alone in a new engine, with its prompt in one chunk."""
     found = {}
-    for request in requests():
+    for request in requests:
         engine = engine_of(directory, max_sequences=1, max_batch_tokens=4096)
         found.update(answers(engine, [request]))
     return found
 
 
-def test_in_one_batch(directory: Path, alone: dict[str, tuple[int, ...]]) -> None:
-    assert answers(engine_of(directory, max_sequences=64, max_batch_tokens=4096), requests()) == alone
+def test_in_one_batch(directory: Path, alone: dict[str, tuple[int, ...]], requests: list[GenerationRequest]) -> None:
+    assert answers(engine_of(directory, max_sequences=64, max_batch_tokens=4096), requests) == alone
 
 
 @pytest.mark.parametrize("budget", [1, 17, 333])
-def test_with_prompts_in_chunks(directory: Path, alone: dict[str, tuple[int, ...]], budget: int) -> None:
-    some = requests()[:4] if budget == 1 else requests()
+def test_with_prompts_in_chunks(
+    directory: Path, alone: dict[str, tuple[int, ...]], requests: list[GenerationRequest], budget: int
+) -> None:
+    some = requests[:4] if budget == 1 else requests
     expected = {request.key: alone[str(request.key)] for request in some}
     assert answers(engine_of(directory, max_sequences=5, max_batch_tokens=budget), some) == expected
 
 
-def test_in_reverse_order(directory: Path, alone: dict[str, tuple[int, ...]]) -> None:
-    assert answers(engine_of(directory, max_sequences=3), requests()[::-1]) == alone
+def test_in_reverse_order(
+    directory: Path, alone: dict[str, tuple[int, ...]], requests: list[GenerationRequest]
+) -> None:
+    assert answers(engine_of(directory, max_sequences=3), requests[::-1]) == alone
 
 
-def test_with_every_prompt_in_the_cache_already(directory: Path, alone: dict[str, tuple[int, ...]]) -> None:
+def test_with_every_prompt_in_the_cache_already(
+    directory: Path, alone: dict[str, tuple[int, ...]], requests: list[GenerationRequest]
+) -> None:
     engine = engine_of(directory)
-    answers(engine, requests())
+    answers(engine, requests)
     engine.reset_stats()
-    assert answers(engine, requests()) == alone
+    assert answers(engine, requests) == alone
     assert engine.figures()["cache_hit_rate"] > 0.8
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from swe_infer.run_directory.records import read_records
+from tests.support import commands
 from tests.support.instances import write_instances
-from tests.support.processors import PROCESSORS
 from tests.support.wandb_files import OfflineRun, read_offline_runs
 
 if TYPE_CHECKING:
@@ -32,18 +30,15 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("figures")
     make_checkpoint(home / "model", dtype=torch.bfloat16, max_position_embeddings=4096)
     write_instances(home / "instances.jsonl", 2)
-    command = [
-        sys.executable, "-m", "swe_infer", "model=llama", f"model.path={home / 'model'}", "dataset=jsonl",
+    arguments = [
+        "model=llama", f"model.path={home / 'model'}", "dataset=jsonl",
         f"dataset.path={home / 'instances.jsonl'}", "decoding=sample", "decoding.n=2", "decoding.seed=3",
         "decoding.max_new_tokens=40", "decoding.temperature=0.001", f"output_dir={home / 'run'}",
         "runner.kv_cache_gb=0.05", "runner.max_sequences=1", "tracker=wandb", "tracker.mode=offline",
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(home)}
-    environment |= PROCESSORS["no_kernels"].environment
-    done = subprocess.run(
-        command, cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=180
-    )
+    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(home), "SWE_INFER_NATIVE_KERNELS": "off"}
+    done = commands.run("swe_infer", *arguments, cwd=home, env=environment, packages=commands.LOCAL)
     assert done.returncode == 0, done.stderr
     return home / "run"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.config import LlamaConfig, read_config
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.types import LlamaModel
+from tests.support import commands
 from tests.support.selection import combinations
 
 if TYPE_CHECKING:
@@ -52,10 +53,15 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
+def load(directory):
+    model = LlamaForCausalLM(read_config(Path(directory)))
+    load_weights(model, Path(directory), allow_pickle=False)
+    return model
+
 torch.set_num_threads(1)
+load(sys.argv[1])  # the libraries take memory at their first use
 before = peak()
-model = LlamaForCausalLM(read_config(Path(sys.argv[1])))
-load_weights(model, Path(sys.argv[1]), allow_pickle=False)
+model = load(sys.argv[2])
 print((peak() - before) / sum(p.numel() * p.itemsize for p in model.parameters()))
 """
 
@@ -306,15 +312,14 @@ def test_the_context_window_includes_the_scaling_of_positions() -> None:
     assert window(rope_type="llama3", factor=8.0, **llama3) == 4096
 
 
-def test_loading_makes_no_second_copy_of_the_weights(tmp_path: Path) -> None:
+def test_loading_makes_no_second_copy_of_the_weights(checkpoint: Path, tmp_path: Path) -> None:
     """Peak memory of a separate process above its memory before loading, in units of the weights."""
     directory = make_checkpoint(
         tmp_path, hidden_size=1024, intermediate_size=4096, num_hidden_layers=3, vocab_size=8000
     )
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK_MEMORY, str(directory)], capture_output=True, text=True, check=True
-    )
-    assert 0.95 < float(done.stdout) < 1.5
+    arguments = (str(checkpoint), str(directory))
+    done = commands.run("-c", PEAK_MEMORY, *arguments, cwd=tmp_path, env=os.environ, packages=commands.LOCAL)
+    assert 0.95 < float(done.stdout) < 1.5, done.stderr
 
 
 def test_a_cache_too_small_for_one_block_is_a_configuration_error(checkpoint: Path) -> None:
@@ -342,6 +347,6 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
-def test_a_small_model_is_loaded_on_one_thread() -> None:
-    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)
-    assert done.stdout == "0\n"
+def test_a_small_model_is_loaded_on_one_thread(tmp_path: Path) -> None:
+    done = commands.run("-c", THREADS, cwd=tmp_path, env=os.environ, packages=commands.LOCAL)
+    assert done.stdout == "0\n", done.stderr
