@@ -170,6 +170,7 @@ def start(
         "PYTHONPATH": str(ROOT),
         "HOME": str(home),
         "TMPDIR": str(home),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),  # of compiled kernels
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }

@@ -33,7 +33,7 @@ from tests.support.instances import write_instances
 from tests.sweeps.command import ROOT
 
 SPENDER = """
-import sys
+import sys, time
 from decimal import Decimal
 from swe_infer.api.budget_client import Unreachable
 from swe_infer.api.remote_ledger import RemoteLedger
@@ -43,13 +43,16 @@ while True:
     try:
         hold = ledger.reserve(Decimal("0.04"))
     except Unreachable:
+        time.sleep(0.02)
         continue
     if hold == "cannot_fit":
         break
-    if hold != "wait":
-        ledger.charge_later(hold, Decimal("0.01"))
-        paid += 1
-        print(paid, flush=True)
+    if hold == "wait":
+        time.sleep(0.01)
+        continue
+    ledger.charge_later(hold, Decimal("0.01"))
+    paid += 1
+    print(paid, flush=True)
 """
 
 
