@@ -78,10 +78,18 @@ def test_a_provider_outside_the_package_gets_retries_and_key_checks(tmp_path: Pa
         assert {exchange.headers["x-team"] for exchange in server.log.asked()} == {"research"}
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["completed"] == 3
 
-        mistyped = example("own_provider.sh", server.openai_url, "provider.taem=b", cwd=tmp_path, GATEWAY_API_KEY="k")
+        def forked(argument: str, key: str) -> subprocess.CompletedProcess[str]:
+            environment = {**os.environ, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{ROOT}", "GATEWAY_API_KEY": key}
+            return commands.run(
+                "swe_infer", "--config-dir", str(EXAMPLES / "conf"), "tracker=none", "model=api",
+                "model.name=my-model", "model.pricing=unknown", "provider=gateway", argument,
+                cwd=tmp_path, env=environment,
+            )  # fmt: skip
+
+        mistyped = forked("provider.taem=b", "k")
         assert mistyped.returncode == 2
         assert "provider.team" in mistyped.stderr
-        keyless = example("own_provider.sh", server.openai_url, cwd=tmp_path, GATEWAY_API_KEY="")
+        keyless = forked(f"provider.base_url={server.openai_url}", "")
         assert keyless.returncode == 2
         assert "GATEWAY_API_KEY" in keyless.stderr
         assert len(server.log.asked()) == 5, "neither mistake sends a request"

@@ -83,7 +83,7 @@ def test_patches_that_are_wrong_missing_or_harmful_do_not_resolve(
 
 
 def test_a_test_that_never_ends_is_ended(tmp_path: Path) -> None:
-    run = make_run(tmp_path, {ROWS[0]["instance_id"]: rewritten(ROWS[0], "while True:\n    pass")}, SAMPLE)
+    run = make_run(tmp_path, {ROWS[0]["instance_id"]: rewritten(ROWS[0], "import time\ntime.sleep(600)")}, SAMPLE)
     assert evaluate([str(run), "--timeout", "2"]) == 0
     (verdict,) = verdict_lines(run).values()
     assert "2 s" in verdict["reason"] or "signal" in verdict["reason"]

@@ -26,6 +26,7 @@ def _rows(path: Path) -> list[dict[str, object]]:
         return [json.loads(line) for line in lines]
 
 
+@pytest.mark.full
 def test_recorded_answers_become_patches_that_apply() -> None:
     bases = {row["instance_id"]: row["files"] for row in _rows(_BASES)}
     tally = Tally()

@@ -162,7 +162,7 @@ def test_what_executes_code_or_names_a_server_or_a_credential_is_given_again(
 
 
 @pytest.mark.slow
-def test_the_recorded_configuration_is_composed_again(tmp_path: Path) -> None:
+def test_the_recorded_configuration_is_composed_again(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     own = tmp_path / "own"
     for name, content in (
         ("model/mine", "defaults: [gpt-4o, _self_]\ncontext_window: 5000\n"),
@@ -173,11 +173,14 @@ def test_the_recorded_configuration_is_composed_again(tmp_path: Path) -> None:
     ):
         (own / name).parent.mkdir(parents=True)
         (own / f"{name}.yaml").write_text(content)
-    for options in (
+    plain_options: tuple[list[str], ...] = (
         [],
+        ["dataset=swebench_lite", "context=none", "model.name=new", "+model.extra_body={a:{b:[1,null]}}"],
+    )
+    for options in (
+        *(plain_options if request.config.getoption("full") else ()),
         ["model=llama", "model.path=x", "model/attention=sdpa", "decoding=sample", 'decoding.stop=["a\'b"]'],
         ["model=gpt-4o", "provider=[openai,anthropic,azure_openai]", "++provider.third.timeout_s=7"],
-        ["dataset=swebench_lite", "context=none", "model.name=new", "+model.extra_body={a:{b:[1,null]}}"],
         ["model=claude-instant-1", "model.pricing=null", "shard.index=1", "shard.count=3", "budget.max_usd=0.5"],
         ["model=mine", "decoding.temperature=0.7", "provider.timeout_s=5", "objective=[cost_usd,-wall_s]"],
     ):

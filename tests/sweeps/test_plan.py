@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from swe_infer.data.base import RowsView
 from swe_infer.data.jsonl import JsonlDataset, JsonlRows
 from swe_infer.data.normalise import Normaliser
 from swe_infer.types import Instance
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.options import composed
@@ -158,6 +157,8 @@ def test_what_differs_is_shown_by_the_last_part_of_a_key() -> None:
 
 COUNT = """
 import atexit, runpy, sys
+from swe_infer.cli import config_loader
+config_loader._COMPOSED.clear()
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 original, count = ConfigLoaderImpl.load_configuration, 0
 def counted(*arguments, **named):
@@ -174,10 +175,7 @@ def test_the_launch_of_a_job_does_not_compose_it_again(tmp_path: Path) -> None:
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, count=1)
         values = ["decoding=sample", "decoding.seed=1", "decoding.temperature=0.1,0.2,0.3"]
-        command = [sys.executable, "-c", COUNT, "-m", *sweep.base, *values]  # a forked one has composed options
-        done = subprocess.run(
-            command, cwd=tmp_path, env=sweep.environment, capture_output=True, text=True, check=False
-        )
+        done = commands.run("-c", COUNT, "-m", *sweep.base, *values, cwd=tmp_path, env=sweep.environment)
         asked = {exchange.body["temperature"] for exchange in server.log.asked()}
     assert done.returncode == 0, done.stderr
     assert asked == {0.1, 0.2, 0.3}

@@ -53,7 +53,7 @@ def test_a_run_is_interrupted_again_and_again_and_pays_for_each_answer_once(
 
 
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="needs setsid of util-linux")
-@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_closed_terminal_loses_no_answer(ignored: bool, server: ApiServer, tmp_path: Path) -> None:
     """The kernel sends SIGHUP to the run, and so does its shell. Under ``nohup`` the run goes on."""
     data = write_instances(tmp_path / "instances.jsonl", 8)
