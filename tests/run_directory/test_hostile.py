@@ -168,7 +168,7 @@ def test_a_hostile_configuration_ends_in_one_line(received: Path, content: str, 
 
 def test_an_endless_line_is_one_unreadable_record(received: Path) -> None:
     with (received / "records.jsonl").open("ab") as file:
-        file.truncate(file.tell() + (1 << 28) + 1000)  # a hole: it takes no space
+        file.truncate(file.tell() + (1 << 40))  # a hole: it takes no space
     loaded = load_run(received)
     assert (len(loaded.results), loaded.unreadable) == (1, 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20, "KiB"
@@ -249,8 +249,6 @@ def test_sparse_files_are_not_read_to_their_end(received: Path, tmp_path: Path) 
         shutil.copytree(received, tmp_path / name)
         with (tmp_path / name / name).open("ab") as file:
             file.truncate(file.tell() + (1 << 40))
-        if name == "records.jsonl":
-            assert load_run(tmp_path / name).unreadable == 1
         assert evaluate_main([str(tmp_path / name), "--report", str(_report(tmp_path))]) in (0, 2)
 
 
