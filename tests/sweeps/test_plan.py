@@ -183,15 +183,21 @@ def test_the_launch_of_a_job_does_not_compose_it_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_are_composed_as_hydra_does() -> None:
+def test_jobs_are_composed_as_hydra_does(request: pytest.FixtureRequest) -> None:
     with composer(None):
         sweep = compose(
             "config", ["model=gpt-4o", "hydra.job.name=mine", "hydra.sweep.dir=sweep"], return_hydra_config=True
         )
         loader = ConfigLoaderImpl(GlobalHydra.instance().config_loader().get_search_path())
         cached = CachedLoader(loader.get_search_path())
-        for job in (
+        more = (
             ["model=gpt-4o"],
+            ["decoding.temperature=0.3", "decoding.stop=[a]", "model=gpt-4o"],
+            ["decoding.temperature=0.4", "decoding.stop=[a]", "model=gpt-4o"],
+            ["decoding.temperature.value=1"],
+        )
+        for job in (
+            *(more if request.config.getoption("full") else ()),
             ["model=gpt-4o", "decoding.temperature=0.1", "decoding.seed=null"],
             ["model=gpt-4o", "decoding.temperature=1", "decoding.seed=3"],
             [
@@ -201,12 +207,9 @@ def test_jobs_are_composed_as_hydra_does() -> None:
                 "provider.max_retries=${decoding.n}",
             ],
             ["decoding.temperature=0.3", "decoding=sample", "experiment=pass_at_k"],
-            ["decoding.temperature=0.3", "decoding.stop=[a]", "model=gpt-4o"],
-            ["decoding.temperature=0.4", "decoding.stop=[a]", "model=gpt-4o"],
             ["~decoding.seed", "++decoding.seed=4", "decoding.seed=5"],
             ["decoding.tempratur=1"],
             ["+decoding.temperature=1"],
-            ["decoding.temperature.value=1"],
             ["model=gpt-4p"],
         ):
             try:

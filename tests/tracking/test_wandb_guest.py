@@ -178,7 +178,9 @@ class _Unprintable:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["loop", pytest.param("deep", marks=pytest.mark.full), "unprintable"])
+@pytest.mark.parametrize(
+    "kind", ["loop", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("deep", "unprintable"))]
+)
 def test_values_that_json_does_not_know_do_not_hold_the_runs_end(kind: str, tmp_path: Path) -> None:
     tracker = WandbTracker(finish_timeout_s=3600.0)
     strange: dict[str, Any] = {"unprintable": _Unprintable()} if kind == "unprintable" else {}
