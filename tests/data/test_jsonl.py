@@ -288,7 +288,7 @@ def test_bad_options_are_refused_at_construction(options: dict[str, Any], messag
 def test_prompts_stay_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "large.jsonl"
     with path.open("w") as file, gzip.open(tmp_path / "array.gz", "wt", compresslevel=1) as array:
-        for number in range(5_000):
+        for number in range(2_500):
             row = json.dumps({"instance_id": f"i-{number}", "text": "def f(x):\n" * 2_000})
             file.write(row + "\n")
             array.write(f"{',' if number else '['}{row}\n")
@@ -296,12 +296,12 @@ def test_prompts_stay_on_disk(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from swe_infer.data.jsonl import JsonlDataset\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "for path in sys.argv[1:]: assert len(JsonlDataset(path=path).open()) == 5_000\n"
+        "for path in sys.argv[1:]: assert len(JsonlDataset(path=path).open()) == 2_500\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "array.gz")]
     grown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert path.stat().st_size > 100_000_000
+    assert path.stat().st_size > 50_000_000
     assert int(grown.stdout) * 1024 < 20_000_000
 
 
