@@ -37,13 +37,12 @@ def test_a_key_applies_to_the_options_that_have_it_in_either_order(tmp_path: Pat
 
         data = tmp_path / "instances.jsonl"
         sweep.base = ["tracker=none", "model=gpt-4o", f"provider.base_url={server.openai_url}"]
-        for order in (
-            ["dataset=sample,jsonl", f"dataset.path={data}"],
-            [f"dataset.path={data}", "dataset=sample,jsonl"],
-        ):
-            result = sweep.run(*order, "dataset.limit=1", "sweep=data")
-            assert result.returncode == 0, result.stderr
-            assert ["dataset.path" in " ".join(job) for job in jobs(tmp_path, "data")] == [False, True]
+        order = [f"dataset.path={data}", "dataset=sample,jsonl"]
+        result = sweep.run(*order, "dataset.limit=1", "sweep=data")
+        assert result.returncode == 0, result.stderr
+        assert ["dataset.path" in " ".join(job) for job in jobs(tmp_path, "data")] == [False, True]
+        reversed_jobs, _ = jobs_of("model=gpt-4o", *order[::-1], "dataset.limit=1")
+        assert ["dataset.path" in job for job in reversed_jobs] == [False, True]
 
         asked = len(server.log.asked())
         typo = sweep.run("dataset=sample,jsonl", f"dataset.path={data}", "dataset.limmit=1")
