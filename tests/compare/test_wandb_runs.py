@@ -180,7 +180,7 @@ def test_an_artifact_that_refers_to_files_of_this_machine_is_not_taken(
     ("address", "message"),
     [
         ("nobody", "there is no such run"),
-        ("sweeps/s", "there are no such runs"),
+        pytest.param("sweeps/s", "there are no such runs", marks=pytest.mark.full),
     ],
 )
 def test_what_is_not_there_is_one_line(address: str, message: str) -> None:
