@@ -209,7 +209,7 @@ def test_an_agent_runs_the_recipe_of_efforts_under_its_budget(server: FakeWandbS
         )
         sweep = swept(wandb, file, "--count", "2")
         asked = [(exchange.body["model"], exchange.body["reasoning_effort"]) for exchange in vendor.log.asked()]
-    assert asked == [("gpt-5-mini", "low")] * 2 + [("gpt-5.1", "low")] * 2
+    assert asked == [("gpt-5-mini", "low")] * 2 + [("gpt-5-mini", "high")] * 2
     runs = [server.runs[run_id] for run_id in server.sweeps[sweep].assigned]
     assert [run.summary["completed"] for run in runs] == [2, 2]
 
