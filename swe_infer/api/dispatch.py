@@ -38,7 +38,9 @@ _MAX_BUGS = 5
 """A run stops after this many consecutive unexpected exceptions."""
 _COLLECT_AFTER = (2_000, 5, 1_000)
 """For :func:`gc.set_threshold`: small young collections, a full one after ten million new objects."""
-_EVENTS_IN_A_TURN = 8
+_EVENTS_AT_ONCE = 8
+_TURNS_BETWEEN = 4
+"""Turns of the event loop from an answer until the request that waited for its place is sent."""
 
 
 class Dispatcher:
@@ -335,10 +337,17 @@ def relaxed_gc() -> Iterator[None]:
 
 
 class _FairSelector(selectors.DefaultSelector):
-    """Reports few ready files per call; the others are still ready at the next call.
+    """Reports few ready files at once; the others are still ready at a later call.
 
     After a pause of the process, hundreds of answers may be ready, and handling them in one turn would delay timers.
+    The requests that wait for the places of some answers are sent before further answers are read.
     """
 
+    _passed = 0
+
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        return super().select(timeout)[:_EVENTS_IN_A_TURN]
+        if timeout == 0 and self._passed < _TURNS_BETWEEN:  # callbacks are waiting
+            self._passed += 1
+            return []
+        self._passed = 0
+        return super().select(timeout)[:_EVENTS_AT_ONCE]
