@@ -186,14 +186,15 @@ def warnings_of(model: ApiModel, provider: str, today: date | None = None) -> li
     if model.retires is None and model.name in options_of("model"):
         return []
     vendor = vendor_of(provider)
-    preset = preset_of(model.name, vendor)
-    retires = model.retires or (preset.model.retires if preset is not None else None)
+    # Presets are many files: they are read only where they decide.
+    preset = None if model.retires is not None else preset_of(model.name, vendor)
+    retires = model.retires if preset is None else preset.model.retires
     if retires is not None and provider not in _OWN_SCHEDULE:
         day = date.fromisoformat(retires)
         if day > today + _SOON:
             return []
         when = f"is retired since {retires}" if day <= today else f"retires on {retires}"
-        known = preset or preset_of(model.name, None)
+        known = preset or preset_of(model.name, vendor) or preset_of(model.name, None)
         successor = successor_of(known) if known is not None else None
         hint = f"; a current model: model={successor.option}" if successor is not None else ""
         return [f"the model {model.name} {when}{hint}"]

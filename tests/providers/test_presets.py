@@ -129,6 +129,12 @@ def test_a_name_that_is_retired_new_or_unknown_is_said_in_one_line(
     assert said is None or said in lines[0]
 
 
+def test_the_files_of_presets_are_not_read_for_a_model_that_says_when_it_retires() -> None:
+    presets.cache_clear()
+    assert warnings_of(ApiModel(name="gpt-4o", retires="2999-01-01"), "openai", TODAY) == []
+    assert presets.cache_info().currsize == 0
+
+
 @pytest.mark.parametrize(
     ("name", "vendor", "followed"),
     [
