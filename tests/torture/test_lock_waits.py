@@ -41,7 +41,7 @@ def until(fact: Callable[[], object], process: commands.Command) -> None:
 
 def has_open(process: commands.Command, path: Path) -> bool:
     links = Path(f"/proc/{process.pid}/fd")
-    return any(os.readlink(link) == str(path) for link in links.iterdir() if os.path.islink(link))
+    return any(os.path.realpath(link) == str(path) for link in links.iterdir())  # it may be closed meanwhile
 
 
 def interrupted(process: commands.Command) -> None:
