@@ -121,6 +121,8 @@ class ResponseCache:
 
     def __init__(self, directory: Path, locks: Locks = "os") -> None:
         self.path = directory / "answers.sqlite"
+        self._unwritten: dict[str, tuple[str, str, str, float, str]] = {}
+        """Rows by key."""
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._db = connect(self.path, locks, timeout_s=60.0)
@@ -143,10 +145,11 @@ class ResponseCache:
     def get(self, key: str) -> Answer | None:
         """The cached answer, or None. An unreadable row or database counts as None."""
         try:
-            row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+            row = self._unwritten.get(key)
+            row = row or self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return None
-            kept: dict[str, Any] = json.loads(row[0])
+            kept: dict[str, Any] = json.loads(row[-1])
             return Answer(
                 text=str(kept["text"]),
                 finish_reason="stop",
@@ -160,11 +163,12 @@ class ResponseCache:
             return None
 
     def put(self, key: str, answer: Answer, *, model: str, provider: str) -> bool:
-        """Stores an answer if it is complete and not empty, unless the key has one. Returns whether it could be
-        stored.
+        """:meth:`put_later` and :meth:`write`. Returns whether the answer could be stored."""
+        return self.put_later(key, answer, model=model, provider=provider) and self.write()
 
-        An error of the database is logged; the run continues.
-        """
+    def put_later(self, key: str, answer: Answer, *, model: str, provider: str) -> bool:
+        """Stores an answer with the next :meth:`write`, if it is complete and not empty, unless the key has one.
+        Returns whether there is something to write. :meth:`get` finds it at once."""
         if answer.finish_reason not in _KEEP or not answer.text.strip():
             return False
         kept = {
@@ -175,10 +179,23 @@ class ResponseCache:
             "details": answer.details,
         }
         row = (key, model, provider, time.time(), json.dumps(kept, ensure_ascii=True, default=str))
+        self._unwritten.setdefault(key, row)
+        return True
+
+    def write(self) -> bool:
+        """Writes what :meth:`put_later` has kept, in one transaction. Returns whether it could be written.
+
+        An error of the database is logged; the run continues.
+        """
+        rows, self._unwritten = list(self._unwritten.values()), {}
+        if not rows:
+            return True
         try:
-            self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute("BEGIN IMMEDIATE")
+            with self._db:
+                self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
-            logger.log(_level(), "%s: an answer cannot be stored: %s", self.path, error)
+            logger.log(_level(), "%s: %d answers cannot be stored: %s", self.path, len(rows), error)
             return False
         return True
 
@@ -208,6 +225,8 @@ class ResponseCache:
         return cursor.rowcount
 
     def close(self) -> None:
+        """Writes the rest, and closes the database."""
+        self.write()
         self._db.close()
 
 

@@ -53,6 +53,8 @@ _ROUNDED_USD = Decimal("0.000001")
 """Dollars by which rounding may make the sum of a run's records differ from its ledger, at most."""
 _LEAST_TRUNCATED = 2_000
 """Characters of the shortest prompt that is checked for truncation."""
+_WRITE_S = 0.02
+"""Answers are in the response cache after this time."""
 _GRACE_S = 1.0
 _CONNECT_S = 17.0
 """A request that has not failed after this time has connected."""
@@ -171,6 +173,7 @@ class Chain:
         self._retry = retry
         self.bounds = InputBounds(counter, self.sleep)
         self._cache = cache
+        self._writing: asyncio.TimerHandle | None = None
         self._reachability = Reachability([endpoint.address for endpoint in endpoints.all])
         self._halted = asyncio.Event()
         self._stop = threading.Event()
@@ -224,11 +227,19 @@ class Chain:
         return replace(outcome, details={**outcome.details, "possibly_billed_usd": str(usd)})
 
     def store(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:
-        """Stores an answer in the response cache for later runs."""
-        if self._cache is not None:
-            provider = endpoint.provider
-            key = cache_key(request, endpoint.model, provider.name, variant=provider.variant)
-            self._cache.put(key, answer, model=endpoint.model.name, provider=provider.name)
+        """Stores an answer in the response cache for later runs. The cache is written soon, once for all answers of
+        that time; the record of an answer is written at once."""
+        if self._cache is None:
+            return
+        provider = endpoint.provider
+        key = cache_key(request, endpoint.model, provider.name, variant=provider.variant)
+        is_new = self._cache.put_later(key, answer, model=endpoint.model.name, provider=provider.name)
+        if is_new and self._writing is None:
+            self._writing = asyncio.get_running_loop().call_later(_WRITE_S, self._write_cache, self._cache)
+
+    def _write_cache(self, cache: ResponseCache) -> None:
+        self._writing = None
+        cache.write()
 
     def caching_pays(self, request: Request, samples: int) -> bool:
         """Whether ``samples`` of a prompt cost less if the provider caches it. No provider caches prompts under 1,024

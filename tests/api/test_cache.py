@@ -102,6 +102,23 @@ def test_it_can_be_listed_measured_and_cleared(tmp_path: Path) -> None:
     assert cache.size().answers == 0
 
 
+def test_answers_that_are_kept_for_later_are_found_at_once_and_written_together(tmp_path: Path) -> None:
+    cache, other = ResponseCache(tmp_path), ResponseCache(tmp_path)
+    for key in ("a", "b"):
+        assert cache.put_later(key, GOOD, model="m", provider="p")
+    assert not cache.put_later("c", replace(GOOD, text=""), model="m", provider="p")
+    assert cache.put_later("a", replace(GOOD, text="a later one"), model="m", provider="p")
+    found = cache.get("a")
+    assert found is not None
+    assert found.text == GOOD.text
+    assert other.size().answers == 0
+    assert cache.write()
+    assert [entry.key for entry in other.entries()] == ["a", "b"]
+    assert cache.put_later("d", GOOD, model="m", provider="p")
+    cache.close()
+    assert other.holds("d")
+
+
 def test_the_command_lists_measures_and_clears(tmp_path: Path) -> None:
     def command(*arguments: str) -> tuple[int, str]:
         done = commands.run("swe_infer.cli.cache", str(tmp_path), *arguments, cwd=Path.cwd(), env=os.environ)
