@@ -195,6 +195,16 @@ def parameters_at(key: str) -> Sequence[Parameter]:
     return [*found, *(parameters_at(f"{group}.{names[-1]}") if has_nested else ())]
 
 
+def values_at(key: str) -> Iterator[Any]:
+    """The values that the files of options have for a dotted key. Imports no class."""
+    group, *names = key.split(".")
+    for node in _nodes(group) if names else ():
+        found: Any = node
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        yield found
+
+
 @functools.cache
 def _nodes(group: str) -> Sequence[dict[str, Any]]:
     return [*(_read(file_of(group, option)) for option in options_of(group)), config_node(group)]

@@ -556,9 +556,11 @@ def is_identity(key: str, plain: Mapping[str, Any] | None = None) -> bool:
         return rest == "_target_"
     if group == "provider":
         rest = _DEPLOYMENT.sub("", rest)
-    if group not in IDENTITY_GROUPS:
-        return False
-    parameters = parameters_at(f"{group}.{rest.split('.')[0]}") or _own_parameters(key, plain or {})
+    if group not in IDENTITY_GROUPS or rest == "_target_":
+        return group in IDENTITY_GROUPS
+    ours, own = _parameters_of_class(key, plain or {})
+    # A key has the same effect in each of our classes with it, so that the others need no import.
+    parameters = own if ours and own else parameters_at(f"{group}.{rest.split('.')[0]}") or own
     options = [parameter.option for parameter in parameters]
     return all(option is None or option.effect == "answer" for option in options)
 
@@ -567,9 +569,9 @@ _DEPLOYMENT = re.compile(r"^(first|second|third|fourth)\.")
 """The prefix of a ``provider`` key that belongs to one of several deployments."""
 
 
-def _own_parameters(key: str, plain: Mapping[str, Any]) -> list[Parameter]:
-    """The parameter that a key sets in a class of the user's own. Only classes that are imported already are found:
-    the configuration may be untrusted, so nothing is imported for it."""
+def _parameters_of_class(key: str, plain: Mapping[str, Any]) -> tuple[bool, list[Parameter]]:
+    """Whether the class that a key belongs to is ours, and the parameter that the key sets in it. Only classes that
+    are imported already are found: the configuration may be untrusted, so nothing is imported for it."""
     group, _, rest = key.partition(".")
     node = plain.get(group)
     if group == "provider" and (match := _DEPLOYMENT.match(rest)) and isinstance(node, Mapping):
@@ -578,10 +580,10 @@ def _own_parameters(key: str, plain: Mapping[str, Any]) -> list[Parameter]:
     module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     factory: Any = vars(sys.modules[module]).get(name) if module in sys.modules else None
     if not inspect.isclass(factory):
-        return []
+        return False, []
     constructor: Callable[..., Any] = factory
     parameter = parameters_of(constructor).get(rest.partition(".")[0])
-    return [parameter] if parameter is not None else []
+    return module.partition(".")[0] == __package__, [parameter] if parameter is not None else []
 
 
 def in_digest(key: str, plain: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
@@ -370,3 +371,19 @@ def test_one_name_has_one_effect_in_all_classes_of_a_group() -> None:
             assert parameter.option is not None, (path, parameter.name)
             effects.setdefault((group, parameter.name), set()).add(parameter.option.effect)
     assert {key: found for key, found in effects.items() if len(found) > 1} == {}
+
+
+def test_a_run_imports_the_classes_of_its_own_options_alone() -> None:
+    code = """if True:
+        import sys
+        from swe_infer import config
+        from swe_infer.cli.run import composed_run
+        overrides = ["model=gpt-4o", "provider.max_concurrency=8", "dataset=jsonl", "dataset.path=rows.jsonl"]
+        with composed_run(overrides) as cfg:
+            config.build(cfg)
+            config.digest(config.resolved(cfg))
+        groups = {"swe_infer.providers.anthropic_messages", "swe_infer.context.oracle", "swe_infer.data.benchmark"}
+        print(groups & sys.modules.keys(), "swe_infer.data.jsonl" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent)
+    assert done.stdout == "set() True\n"

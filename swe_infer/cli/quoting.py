@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
-from swe_infer.conf_files import ROOT_KEYS, options_of, parameters_at, unknown_option
+from swe_infer.conf_files import ROOT_KEYS, options_of, parameters_at, unknown_option, values_at
 from swe_infer.errors import ConfigError
 from swe_infer.types import PathText
 
@@ -171,6 +171,8 @@ def _escaped(value: Any) -> str:
 
 def _is_text(key: str) -> bool:
     """Whether the key is a string in every option of its group that has it."""
+    if any(isinstance(value, int | float) for value in values_at(key)):
+        return False  # without the import of the classes
     members = _members_of(key)
     return bool(members & {str, PathText}) and members <= {str, PathText, Path, type(None)}
 
