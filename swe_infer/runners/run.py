@@ -216,6 +216,8 @@ class Run:
         if next_round is not None:
             self._rounds = itertools.chain([next_round], self._rounds)
             self.tracker.start(self.info)
+            import swe_infer.patches.pipeline  # noqa: F401 - before answers wait for it, and not for a finished run
+
             return None
         if self.store.totals.records != records:  # turns of other runs were reused
             self._changed = True
