@@ -73,8 +73,9 @@ class SweInferError(Exception):
     exit_status: int = 1
 
     def __str__(self) -> str:
-        # Messages quote foreign text, which must not break the line or control the terminal.
-        return "".join(c if c.isprintable() else " " for c in super().__str__()).rstrip()
+        # Messages quote foreign text, which must not break the line or control the terminal. Bytes of a path that are
+        # not UTF-8 (PEP 383) are kept: what prints the message escapes them.
+        return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else " " for c in super().__str__()).rstrip()
 
 
 class ConfigError(SweInferError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from swe_infer.text import quoted
 
 BenchmarkName = Literal[
     "swebench", "swebench_pro", "swebench_live", "swe_rebench", "swe_rebench_v2", "swe_gym", "swe_smith",
@@ -59,7 +60,7 @@ class Benchmark:
             dataset: the ``dataset`` group of the run's configuration.
         """
         values = {"predictions": predictions, "name": dataset.get("name"), "split": dataset.get("split")}
-        command = re.sub(r"\{(\w+)\}", lambda match: shlex.quote(str(values[match[1]])), self.command)
+        command = re.sub(r"\{(\w+)\}", lambda match: quoted(str(values[match[1]])), self.command)
         caution = f" ({self.caution})" if self.caution else ""
         return f"in a clone of https://github.com/{self.harness}: {command}{caution}"
 

@@ -249,6 +249,7 @@ def run_command(module: str, function: str = "main", *, stoppable: bool = True) 
         stoppable: a signal raises KeyboardInterrupt in ``function``, so that it can clean up; otherwise the process
             ends at once.
     """
+    _use_utf8()
     INTERRUPTS.install()
     prepare_streams()
     gc.set_threshold(*COLLECT_AFTER)
@@ -260,6 +261,16 @@ def run_command(module: str, function: str = "main", *, stoppable: bool = True) 
         # dataclass, and would then end the process by SIGINT instead of an exit status. The next exec() clears it.
         exec("")
     sys.exit(status)
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding.
+
+    A path is bytes. Decoded with that encoding, it would be another path in a run's files, which are UTF-8.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _handled_signals() -> list[signal.Signals]:

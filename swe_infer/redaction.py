@@ -55,7 +55,7 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = _replaced(super().format(record), self._secrets)
-        return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+        return "".join(c if c.isprintable() or c in "\n\t" or "\udc80" <= c <= "\udcff" else "?" for c in text)
 
 
 def without_secrets(text: str) -> str:

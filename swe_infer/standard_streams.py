@@ -8,6 +8,7 @@ import io
 import os
 import select
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -15,18 +16,26 @@ if TYPE_CHECKING:
 
 
 _PATH_BYTES = "swe_infer.path_bytes"
+"""A path's undecoded byte as it is, and a character that the encoding lacks as its escape."""
+_PATH_ESCAPES = "swe_infer.path_escapes"
+"""A path's undecoded byte as ``\\xe9``."""
 
 
-def _path_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """A path's undecoded byte as it is, and a character that the encoding lacks as its escape."""
-    if isinstance(error, UnicodeEncodeError):
-        byte = ord(error.object[error.start]) - 0xDC00  # PEP 383
-        if 0x80 <= byte <= 0xFF:
-            return bytes([byte]), error.start + 1
-    return codecs.backslashreplace_errors(error)
+def _handler(form: Callable[[int], str | bytes]) -> Callable[[UnicodeError], tuple[str | bytes, int]]:
+    """An error handler of codecs; ``form`` gives what an undecoded byte is replaced with."""
+
+    def handle(error: UnicodeError) -> tuple[str | bytes, int]:
+        if isinstance(error, UnicodeEncodeError):
+            byte = ord(error.object[error.start]) - 0xDC00  # PEP 383
+            if 0x80 <= byte <= 0xFF:
+                return form(byte), error.start + 1
+        return codecs.backslashreplace_errors(error)
+
+    return handle
 
 
-codecs.register_error(_PATH_BYTES, _path_bytes)
+codecs.register_error(_PATH_BYTES, _handler(lambda byte: bytes([byte])))
+codecs.register_error(_PATH_ESCAPES, _handler(lambda byte: f"\\x{byte:x}"))
 
 
 class _Stream(io.FileIO):
@@ -78,10 +87,11 @@ def _text(number: int, replaced: TextIO | None) -> io.TextIOWrapper:
     if replaced is not None:
         replaced.flush()
     raw = _Stream(number)
+    forms = {"strict": _PATH_BYTES, "backslashreplace": _PATH_ESCAPES}
     errors = getattr(replaced, "errors", None) or "backslashreplace"
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(replaced, "encoding", None),
-        errors=_PATH_BYTES if errors == "strict" else errors,
+        errors=forms.get(errors, errors),
         line_buffering=number == 2 or raw.isatty(),
     )

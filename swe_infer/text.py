@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -20,6 +21,8 @@ _CONTROL = re.compile(
     re.DOTALL,
 )
 
+UNDECODED = re.compile("[\udc80-\udcff]")
+"""A byte of a path that is not UTF-8 (PEP 383)."""
 
 MAX_CONTAINERS = 5_000_000
 """Lists and objects in one JSON text. An empty one takes 2 bytes of text and 64 bytes of memory."""
@@ -78,11 +81,25 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def clean(text: str) -> str:
-    """Removes escape sequences, control characters and bidirectional marks, which control a terminal.
+    """Removes escape sequences, control characters and bidirectional marks, which control a terminal. Bytes of a path
+    that are not UTF-8 are shown as ``\\xe9``.
 
     See ECMA-48 (CSI, OSC and other strings, two-character escapes) and Unicode TR 9 and 36.
     """
-    return _CONTROL.sub("", text)
+    return _CONTROL.sub("", UNDECODED.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:x}", text))
+
+
+def quoted(*words: str) -> str:
+    """Words of a shell's command line. Bytes that are not UTF-8 are written as ``$'\\351'``."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    if not UNDECODED.search(word):
+        return shlex.quote(word)
+    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
+    escaped = UNDECODED.sub(lambda byte: f"\\{ord(byte[0]) - 0xDC00:o}", escaped)
+    return f"$'{escaped}'"
 
 
 def shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -247,7 +248,7 @@ def _sweep_directory(overrides: Sequence[str], points: Sequence[Point]) -> str:
 
 
 def _digest_path(overrides: Sequence[str]) -> Path:
-    digest = hashlib.blake2b("\x1f".join(sorted(overrides)).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(os.fsencode("\x1f".join(sorted(overrides))), digest_size=6).hexdigest()
     return _SWEEPS / digest
 
 

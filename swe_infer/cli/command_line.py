@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from swe_infer.files import read_regular, write_atomically
 from swe_infer.redaction import command_without_secrets
-from swe_infer.text import clean
+from swe_infer.text import clean, quoted
 
 _FILE = "command.txt"
 _typed: list[str] = []
@@ -31,7 +30,7 @@ def command_line(sweep: Path | None) -> str:
         with suppress(OSError):  # without the file, such as in a folder of an earlier version, this process's own
             return read_regular(sweep / _FILE, 1 << 20).decode("utf-8", "replace").rstrip("\n")
     program, *arguments = _typed or [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return clean(shlex.join([program, *map(command_without_secrets, arguments)]))
+    return clean(quoted(program, *map(command_without_secrets, arguments)))
 
 
 def write_command(sweep: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shlex
 import statistics
 import sys
 import threading
@@ -40,7 +39,7 @@ from swe_infer.remote.reading import readable_path
 from swe_infer.remote.store import is_remote
 from swe_infer.remote.writing import written_file
 from swe_infer.runners.progress import Progress
-from swe_infer.text import clean, first_line
+from swe_infer.text import clean, first_line, quoted
 from swe_infer.types import Prompt, TokenCounter
 
 if TYPE_CHECKING:
@@ -548,4 +547,4 @@ def _print_command(out: str, form: Format, renderer: PromptRenderer, dataset: Ma
         ]
     if renderer.prefill is not None:  # it belongs to the run, because not every model supports it
         arguments.append(f"prompt.prefill={renderer.prefill}")
-    print(f"  {'run':<10} swe-infer {shlex.join(arguments)}", file=sys.stderr)
+    print(f"  {'run':<10} swe-infer {quoted(*arguments)}", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage, Key, Record, key_of, purpose_of, supersedes, turn_of
 from swe_infer.run_directory.totals import Totals
 from swe_infer.runs.listing import ListedRun
-from swe_infer.text import clean, first_line, shown
+from swe_infer.text import clean, first_line, quoted, shown
 from swe_infer.tracking.state import read_state
 
 _MOST_NAMED = 5
@@ -144,7 +143,7 @@ def resume_command(directory: Path) -> str:
         typed = [entry.get("command") for entry in read_provenance(directory).commands]
         if not typed or not isinstance(typed[-1], str):
             return f"unknown: {shown(first_line(error))}"
-        return shown(f"{typed[-1]} output_dir={shlex.quote(displayed(directory))}")
+        return shown(f"{typed[-1]} output_dir={quoted(displayed(directory))}")
     except SweInferError as error:
         return f"unknown: {shown(first_line(error))}"
-    return clean(shlex.join(command))
+    return clean(quoted(*command))

@@ -6,6 +6,7 @@ dry run. :mod:`swe_infer.cli.sweep_planner` makes it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class SweepPlan:
         """Writes the plan to the sweep's directory."""
         from pydantic import TypeAdapter
 
-        write_atomically(directory / _PLAN, TypeAdapter(SweepPlan).dump_json(self).decode())
+        write_atomically(directory / _PLAN, json.dumps(TypeAdapter(SweepPlan).dump_python(self, mode="json")))
 
     @staticmethod
     def read(directory: Path) -> SweepPlan | None:

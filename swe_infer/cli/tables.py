@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from swe_infer.remote.paths import displayed
-from swe_infer.text import clock, dollars
+from swe_infer.text import clock, dollars, quoted
 from swe_infer.types import Estimate, Range
 
 
@@ -162,7 +161,7 @@ def print_summary(
         skips: how many samples were skipped for each reason.
         harness: how to evaluate the predictions, if the benchmark has a harness of its own.
     """
-    place = shlex.quote(displayed(directory))
+    place = quoted(displayed(directory))
     is_offline = address is not None and "://" not in address
     if address is not None and is_offline and (folder := Path(address)).is_relative_to(directory.absolute()):
         address = displayed(directory / folder.relative_to(directory.absolute()))  # as the other lines write it

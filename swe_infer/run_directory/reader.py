@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -44,6 +45,9 @@ _MAX_DEPTH = 100
 _MAX_EVENTS = 1_000_000
 """Maximum YAML parser events: one for each value, two for each list and mapping."""
 _MAX_INTEGER = 1 << 128
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_MAX_SURROGATE_BYTES = 1 << 22
+"""Maximum bytes of a configuration with such an escape, which a slow parser reads."""
 _MAX_CACHED = 200
 """Characters of a scalar whose value is cached."""
 
@@ -261,7 +265,7 @@ def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
     root: list[Any] = []
     open_nodes: list[tuple[Any, list[Any]]] = []  # each with the key that its next value belongs to
     try:
-        for number, event in enumerate(yaml.parse(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
+        for number, event in enumerate(yaml.parse(content, _loader(content))):
             if number > _MAX_EVENTS:
                 raise ConfigError(f"{path}: contains more than {_MAX_EVENTS:,} values")
             if isinstance(event, yaml.CollectionEndEvent):
@@ -289,6 +293,14 @@ def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
     if len(root) != 1 or not isinstance(root[0], dict):
         raise ConfigError(f"{path}: not a mapping of keys to values")
     return {str(key): value for key, value in root[0].items()}
+
+
+def _loader(content: bytes) -> Any:
+    """libyaml's loader if there is one. It refuses the escapes of lone surrogates, as in a path that is not UTF-8."""
+    import yaml
+
+    has_surrogate = len(content) <= _MAX_SURROGATE_BYTES and _SURROGATE.search(content)
+    return yaml.SafeLoader if has_surrogate else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _NotWritten(Exception):

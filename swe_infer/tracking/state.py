@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swe_infer.errors import StoreError
 from swe_infer.files import create_beside, open_regular, read_regular, write_atomically
 from swe_infer.resources import state_home
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.layout import refuse_links
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
+from swe_infer.text import UNDECODED
 
 _NAME = "state.json"
 _INCOMPLETE = "incomplete"
@@ -54,10 +56,12 @@ def checked_folder(directory: Path) -> Path:
     """Create :func:`folder_of`, and check that it contains no links.
 
     Raises:
-        StoreError: it contains a link or a special file.
+        StoreError: it contains a link or a special file, or its path is not UTF-8.
         OSError: it cannot be created or read.
     """
     folder = folder_of(directory)
+    if UNDECODED.search(str(folder.absolute())):
+        raise StoreError(f"{directory}: its path is not UTF-8, which W&B requires; rename it")
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder, deep=True)
     return folder

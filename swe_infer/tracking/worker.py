@@ -16,7 +16,6 @@ import json
 import os
 import queue
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -32,6 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.records import without_answers
+from swe_infer.text import quoted
 from swe_infer.tracking import guest
 from swe_infer.tracking.guest import Message, Reply, Requests, one_line
 from swe_infer.tracking.metrics import (
@@ -496,7 +496,7 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
 
 
 def _sync_command(directory: Path) -> str:
-    return f"swe-infer-runs sync {shlex.quote(str(directory))}"
+    return f"swe-infer-runs sync {quoted(str(directory))}"
 
 
 def _interrupt(parent: int) -> None:

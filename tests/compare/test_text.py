@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.text import clean, dollars, duration, p_value, shown
+from swe_infer.text import clean, dollars, duration, p_value, quoted, shown
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,7 @@ from swe_infer.text import clean, dollars, duration, p_value, shown
         ("a\x9b2Jb\x08\x7f\r", "a2Jb"),
         ("a\u202egnp.exe\u2069", "agnp.exe"),
         ("half \ud83d pair", "half  pair"),
+        ("a path \udce9/\udc9b[2J", "a path \\xe9/\\x9b[2J"),
         ("\x1b", ""),
     ],
 )
@@ -36,6 +39,13 @@ def test_control_characters_are_removed(text: str) -> None:
     left = clean(text)
     assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 for c in left)
     left.encode()
+
+
+def test_a_quoted_word_is_one_word_of_the_same_bytes_for_a_shell() -> None:
+    words = ["plain", "two words", "it's", "\\n", "é", "\udce9", "\udce9\udcff1 it's \\x"]
+    printed = subprocess.run(["bash", "-c", f"printf '%s\\n' {quoted(*words)}"], capture_output=True, check=True)
+    assert printed.stdout.split(b"\n") == [*map(os.fsencode, words), b""]
+    assert quoted("plain", "two words", "\udce9") == r"plain 'two words' $'\351'"
 
 
 def test_values_of_a_configuration_take_one_line() -> None:

@@ -240,7 +240,7 @@ def test_odd_names_are_shortened_and_a_spent_budget_and_many_failures_raise_aler
     run, failing = info(tmp_path, **names, tags=tags, config=config), tuple(range(0, 20, 2))
     play(tmp_path, WandbTracker(log_interval_s=0.2), run, range(25), instances=25, failing=failing)
     (offline,) = read_offline_runs(tmp_path)
-    assert [len(tag) for tag in offline.run["tags"]] == [64, 64, 6]
+    assert [len(tag) for tag in offline.run["tags"]] == [64, 64, 10]
     assert len(set(offline.run["tags"])) == 3
     assert len(offline.run["run_group"]) == len(offline.run["display_name"]) == 128
     found = WandbTracker.of_run(tmp_path)
