@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from swe_infer.standard_streams import output_error, prepare_streams
 
@@ -33,7 +33,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COLLECT_AFTER = (10_000, 10, 10)
 """For :func:`gc.set_threshold`: imports create many objects, of which few become garbage."""
 _UNWIND_S = 10.0
-"""Seconds until the process is ended, if a library swallows KeyboardInterrupt or its threads do not end."""
+"""Seconds until the process is ended, if a library swallows KeyboardInterrupt."""
+_END_S = 2.0
+"""Seconds until the process is ended after an interrupted command, if its threads do not end."""
+_POLL_S = 0.1
+
+_Result = TypeVar("_Result")
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended a wait, also the first one within :meth:`Interrupts.finishing`."""
 
 
 class _Scope:
@@ -146,6 +155,25 @@ class Interrupts:
             self._deferred = False
             raise KeyboardInterrupt
 
+    def call_native(self, work: Callable[[], _Result]) -> _Result:
+        """Calls native code that may take long, in another thread if this is the main one: no signal is handled while
+        that is within native code.
+
+        Raises:
+            Stopped: a signal came. The call goes on in vain.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return work()
+        from concurrent.futures import ThreadPoolExecutor, wait  # imports logging
+
+        pool = ThreadPoolExecutor(1)
+        called = pool.submit(work)
+        pool.shutdown(wait=False)
+        while wait([called], _POLL_S).not_done:
+            if self.stopping:
+                raise Stopped
+        return called.result()
+
     def stop(self) -> None:
         """Start no new work, as after a first signal. Thread-safe."""
         self.stopping = True
@@ -211,7 +239,7 @@ class Interrupts:
             self._deferred = True
             return
         if self._owns_process and not any(other.finishes for other in self._scopes):
-            _exit_after_timeout()
+            _exit_after_timeout(_UNWIND_S)
         raise KeyboardInterrupt
 
     def call(self, module: str, function: str, *, stoppable: bool) -> int:
@@ -256,7 +284,7 @@ def run_command(module: str, function: str = "main", *, stoppable: bool = True) 
     status = INTERRUPTS.call(module, function, stoppable=stoppable)
     gc.freeze()  # the interpreter's shutdown would search all modules for garbage: a tenth of a short command's time
     if status == INTERRUPTED:
-        _exit_after_timeout()
+        _exit_after_timeout(_END_S)
         # CPython sets a flag when a KeyboardInterrupt leaves an exec() of source text, as in the creation of a
         # dataclass, and would then end the process by SIGINT instead of an exit status. The next exec() clears it.
         exec("")
@@ -295,10 +323,10 @@ def _print_line(line: str) -> None:
         os.write(2, f"{start}{line}\n".encode())
 
 
-def _exit_after_timeout() -> None:
-    """End the process after ``_UNWIND_S``, even if it is blocked."""
+def _exit_after_timeout(seconds: float) -> None:
+    """End the process after some seconds, even if it is blocked."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(INTERRUPTED))
-    signal.setitimer(signal.ITIMER_REAL, _UNWIND_S)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _ignore_signals() -> None:

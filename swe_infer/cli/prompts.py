@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from swe_infer.data.select import Selection, select
 from swe_infer.errors import ConfigError, RepositoryInterrupted, StoreError, SweInferError
 from swe_infer.harnesses import benchmark_of
 from swe_infer.instance_files import FILES_COLUMN, files_of
-from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
+from swe_infer.interrupts import INTERRUPTED, INTERRUPTS, Stopped
 from swe_infer.prompt_format import prompt_of
 from swe_infer.prompts.frozen import BUDGETS, PromptLines, RowFigures, figures_of, frozen_row, remove
 from swe_infer.prompts.rows import RenderedRows
@@ -82,6 +82,7 @@ _WINDOWS = (8_192, 16_384, 32_768, 65_536, 131_072, 200_000, 1_000_000)
 """Context windows in tokens."""
 _MOST_WAITING = 16
 """Maximum number of prompts in the queue of the token counter."""
+_POLL_S = 0.1
 _MOST_REASONS = 10
 
 
@@ -407,7 +408,8 @@ class _Freezer:
         """
         done = len(self._requested & self._lines.ids)
         progress = Progress(len(self._requested), already_done=done, stream=sys.stderr)
-        with ThreadPoolExecutor(_counting_threads()) as pool, closing(progress):
+        pool = ThreadPoolExecutor(_counting_threads())
+        with closing(progress):
             try:
                 self._count_known(pool, stop)
                 for index in self._selection.requested:
@@ -417,24 +419,26 @@ class _Freezer:
                         continue
                     skip = self._selection.skip_for(index)
                     if skip is None:
-                        self._freeze(index, pool)
+                        self._freeze(index, pool, stop)
                     else:
                         self._skips[skip.reason] += 1
                         self._first_skips.setdefault(skip.reason, f"{self._rows.ids[index]}: {skip.message}")
                     totals = {"skipped": self._skips.total(), "usage": {"output_tokens": self._tokens}}
                     progress.update({}, totals, {})
-            except RepositoryInterrupted:
-                pass  # after Ctrl-C the same command fetches it again
-            self._collect()
+                self._collect(stop)
+            except (RepositoryInterrupted, Stopped):
+                pass  # after Ctrl-C the same command fetches and counts again
+            finally:
+                pool.shutdown(wait=not stop.is_set(), cancel_futures=True)
 
-    def _freeze(self, index: int, pool: ThreadPoolExecutor) -> None:
+    def _freeze(self, index: int, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
         """Appends the row of one prompt to the file."""
         instance, row = self._rows[index], self._rows.row(index)
         shown = self._rows.shown(index) if isinstance(self._rows, RenderedRows) else None
         frozen = frozen_row(row, instance, instance.edit_format or self._renderer.edit_format)
         self._lines.append(frozen)
         figures = figures_of(row, frozen[FILES_COLUMN], shown)
-        self._count(instance.instance_id, figures, instance.prompt, pool)
+        self._count(instance.instance_id, figures, instance.prompt, pool, stop)
 
     def _count_known(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
         """Counts the tokens of rows in the file without a count by this model's tokenizer."""
@@ -448,15 +452,22 @@ class _Freezer:
             if (instance_id := row["instance_id"]) in missing:
                 figures = self._figures.get(instance_id) or figures_of(row, files_of(row) or {})
                 prompt = prompt_of(row[TEXT_COLUMN], row)
-                self._count(instance_id, figures, replace(prompt, prefill=self._renderer.prefill), pool)
+                prompt = replace(prompt, prefill=self._renderer.prefill)
+                self._count(instance_id, figures, prompt, pool, stop)
 
-    def _count(self, instance_id: str, figures: RowFigures, prompt: Prompt, pool: ThreadPoolExecutor) -> None:
+    def _count(
+        self, instance_id: str, figures: RowFigures, prompt: Prompt, pool: ThreadPoolExecutor, stop: threading.Event
+    ) -> None:
         self._waiting.append((instance_id, figures, self._counter.start(prompt, pool)))
-        self._collect(_MOST_WAITING)
+        self._collect(stop, _MOST_WAITING)
 
-    def _collect(self, keep: int = 0) -> None:
-        """Stores the figures of counted rows, until at most ``keep`` rows are uncounted."""
+    def _collect(self, stop: threading.Event, keep: int = 0) -> None:
+        """Stores the figures of counted rows, until at most ``keep`` rows are uncounted, or ``stop`` is set: the next
+        command counts the others."""
         while len(self._waiting) > keep:
+            while wait([self._waiting[0][2]], _POLL_S).not_done:
+                if stop.is_set():
+                    return
             instance_id, figures, counting = self._waiting.popleft()
             counted = replace(figures, tokens=counting.result(), counter=self._counter.name)
             self._tokens += counted.tokens

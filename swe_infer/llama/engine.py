@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -48,6 +48,7 @@ from swe_infer.types import Failure, LlamaModel, Prompt, Skip
 _log = logging.getLogger(__name__)
 
 _ONE_THREAD_PARAMETERS = 20_000_000
+_ENCODE_S = 0.1
 _READ_AHEAD = 2  # requests beyond those that run, so that their prompts are encoded meanwhile
 
 
@@ -247,9 +248,13 @@ class Engine:
         self._encoding.append((request, self._ids))
 
     def _queue_encoded(self) -> None:
-        """Queue the requests whose prompts are encoded. If nothing else can run, wait for the first one."""
-        while self._encoding and (self._encoding[0][1].done() or not self.scheduler.busy):
-            request, ids = self._encoding.popleft()
+        """Queue the requests whose prompts are encoded. If nothing else can run, wait a moment for the first one: the
+        caller may have been told to stop."""
+        while self._encoding:
+            request, ids = self._encoding[0]
+            if not ids.done() and (self.scheduler.busy or wait([ids], _ENCODE_S).not_done):
+                return
+            self._encoding.popleft()
             try:
                 encoded = replace(request, prompt_ids=ids.result())
             except Exception as error:  # noqa: BLE001 - tokenizers and chat templates may raise anything

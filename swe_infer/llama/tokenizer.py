@@ -14,6 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from swe_infer.errors import CheckpointError, ConfigError
+from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.chat_template import find_template, load_tokenizer
 from swe_infer.llama.config import read_json
 from swe_infer.llama.hub import config_directory
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _CONTEXT = 8
 """Prompt tokens that are decoded along with the first output tokens, to preserve a leading space."""
+
+_LONG = 1 << 18
+"""Characters of a text that take long to encode: a tenth of a second."""
 
 
 class LlamaTokenizer:
@@ -124,7 +128,7 @@ class LlamaTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of a text. Special tokens are neither added nor recognised."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return _encoded(self._backend, text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
@@ -178,9 +182,17 @@ class TextStream:
 
 
 def _encoded(backend: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """The ids of a text. The call for a batch is the one during which other threads run."""
-    ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-    return ids
+    """The ids of a text. The call for a batch is the one during which other threads run.
+
+    Raises:
+        Stopped: a signal came while the main thread encoded a long text.
+    """
+
+    def encode() -> list[int]:
+        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return ids
+
+    return encode() if len(text) < _LONG else INTERRUPTS.call_native(encode)
 
 
 def _load(directory: Path) -> Tokenizer:

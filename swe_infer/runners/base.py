@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from swe_infer.interrupts import Stopped
 from swe_infer.types import Decoding, Estimate, OnOutcome, Outcome, Prompt, Request, TokenCounter
 
 Order = Literal["dataset", "longest_first"]
@@ -149,7 +150,7 @@ class RequestStream:
         if not self._exhausted and not self.broken and not self.stop.is_set():
             try:
                 request = next(self._source, None)
-            except Exception as error:  # noqa: BLE001 - ends this run alone, which reports it
+            except (Exception, Stopped) as error:  # noqa: BLE001 - ends this run alone, which reports it
                 self.error, request = error, None
             if request is not None:
                 self._unstarted += 1

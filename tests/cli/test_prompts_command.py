@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from swe_infer.api.tokens import EstimatedCounter
+from swe_infer.cli.prompts import _Counter, _Freezer
 from swe_infer.data import export
 from swe_infer.data.base import make_instance
+from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.data.select import select
 from swe_infer.instance_files import files_of
+from swe_infer.prompts.frozen import PromptLines
+from swe_infer.prompts.prompt import PromptRenderer
 from swe_infer.run_directory.records import read_records
+from swe_infer.types import DataShard, Prompt
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.git_server import Files, make_repository
@@ -343,3 +351,32 @@ def test_without_a_prompt_no_table_is_written_and_a_damaged_one_is_one_error(tmp
     damaged = freeze(tmp_path, *arguments, "--out", "whole")
     assert (damaged.returncode, len(damaged.stderr.splitlines())) == (2, 1), damaged.stderr
     assert "cannot be read" in damaged.stderr
+
+
+def test_a_stop_does_not_wait_for_the_count_of_a_prompt(tmp_path: Path) -> None:
+    """The row is in the file, and the next command counts it."""
+    large(tmp_path / "rows.jsonl", 2)
+    stop, released, counted = threading.Event(), threading.Event(), threading.Event()
+
+    class SlowCounter(EstimatedCounter):
+        def __call__(self, prompt: Prompt) -> int:
+            stop.set()
+            released.wait(60)
+            counted.set()
+            return super().__call__(prompt)
+
+    dataset = JsonlDataset(path=str(tmp_path / "rows.jsonl"), text_column="problem_statement")
+    counter, out = _Counter(SlowCounter()), tmp_path / "made.jsonl"
+    selection = select(
+        dataset.open(), dataset, count_tokens=counter, reserved_output_tokens=0, context_window=None,
+        shard=DataShard(), order="dataset",
+    )  # fmt: skip
+    with PromptLines(out, "--out made.jsonl", direct=True, rules={}, locks="os") as lines:
+        lines.open()
+        _Freezer(lines, selection, counter, PromptRenderer(style="given")).run(stop)
+        assert not counted.is_set()
+        released.set()
+        assert lines.figures() == {}
+        _Freezer(lines, selection, counter, PromptRenderer(style="given")).run(threading.Event())
+        assert [figures.counter for figures in lines.figures().values()] == [counter.name] * 2
+    assert len(out.read_text().splitlines()) == 2

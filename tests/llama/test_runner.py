@@ -247,6 +247,23 @@ def test_a_prompt_whose_encoding_was_abandoned_is_encoded_again(checkpoint: Path
     assert generate(engine, requests[-1:]).keys() == {"49"}
 
 
+def test_a_stop_does_not_wait_for_the_encoding_of_a_prompt(checkpoint: Path) -> None:
+    engine, stop, released, encoded = engine_of(checkpoint), threading.Event(), threading.Event(), threading.Event()
+
+    class LongPrompt(Prompt):
+        @property
+        def text(self) -> str:
+            stop.set()
+            released.wait(60)
+            encoded.set()
+            return TEXT
+
+    request = replace(ask("a", (), 4), source=DraftSource(LongPrompt(None, TEXT)))
+    assert list(engine.generate([request], lambda *_: None, stop)) == []
+    assert not encoded.is_set()
+    released.set()
+
+
 def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_path: Path) -> None:
     runner = runner_of(checkpoint)
     runner.bind(context(ProcessResources(), tmp_path))

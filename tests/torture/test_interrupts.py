@@ -182,3 +182,28 @@ def test_the_status_is_130_wherever_the_interrupt_was_raised(tmp_path: Path) -> 
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (130, "interrupted: stopping now\n")
+
+
+def test_an_interrupt_does_not_wait_for_native_code_nor_for_its_thread(tmp_path: Path) -> None:
+    """Within ``finishing`` too, where a signal raises nothing. The call never returns."""
+    (tmp_path / "command.py").write_text(
+        "import os, signal, threading\n"
+        "from swe_infer.interrupts import INTERRUPTS, Stopped, run_command\n"
+        "def never():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    threading.Event().wait()\n"
+        "def main():\n"
+        "    with INTERRUPTS.finishing(threading.Event()):\n"
+        "        assert INTERRUPTS.call_native(lambda: 3) == 3\n"
+        "        try:\n"
+        "            INTERRUPTS.call_native(never)\n"
+        "        except Stopped:\n"
+        "            print('kept', flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    run_command('command')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (130, "kept\n")
