@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from swe_infer.api.coordination import remedy
 from swe_infer.errors import StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks, connect
@@ -135,7 +136,7 @@ class ResponseCache:
             self.has_former_keys = version != _WITHOUT_FORMER_KEYS
             """Whether answers may have the keys of :func:`former_key`."""
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{directory}: the response cache cannot be used: {error}") from error
+            raise StoreError(f"{self.path}: the response cache cannot be used: {error}{remedy(error)}") from error
 
     def keys(self, request: Request, model: ApiModel, provider: Provider) -> list[str]:
         """The keys that a request's answer may have here, the present one first."""

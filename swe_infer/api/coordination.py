@@ -96,7 +96,7 @@ class SharedDatabase:
                 _refuse_special(path)
                 self._db = connect(path, locks, timeout_s=timeout_s, name=name)
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{name}: cannot be used: {error}") from error
+            raise StoreError(f"{name}: cannot be used: {error}{remedy(error)}") from error
 
     def execute(self, statement: str, arguments: tuple[Any, ...] = ()) -> list[Any]:
         """Returns the rows.
@@ -110,7 +110,7 @@ class SharedDatabase:
         except sqlite3.Error as error:
             is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
             kind = StoreError if not is_busy else Interrupted if INTERRUPTS.stopping else Busy
-            raise kind(f"{self._name}: cannot be used: {error}") from error
+            raise kind(f"{self._name}: cannot be used: {error}{remedy(error)}") from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -172,6 +172,12 @@ class SharedDatabase:
                 invalid += f" OR {column} NOT BETWEEN 0 AND {_LARGEST}"
             if self.execute(f"SELECT 1 FROM {table} WHERE {invalid} LIMIT 1"):
                 raise StoreError(f"{self._name}: its table {table} has invalid values; remove the file")
+
+
+def remedy(error: OSError | sqlite3.Error) -> str:
+    """What to do about a damaged database, for the end of a message; empty for another error."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return "; remove the file" if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else ""
 
 
 def _refuse_special(path: Path) -> None:

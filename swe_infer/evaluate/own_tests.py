@@ -168,5 +168,5 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, Mapping):
-                raise ConfigError(f"{path}, line {number}: not a JSON object")
+                raise ConfigError(f"{path}, line {number}: not a JSON object; each line must be a row of the dataset")
             yield row

@@ -39,6 +39,7 @@ _Part = TypeVar("_Part")
 
 _MAX_BYTES = 1 << 26
 """Maximum bytes of a summary or a configuration, enough for 500,000 instance ids."""
+_WRITTEN_AGAIN = "the command of this run writes it again, and pays for no answer twice"
 _TIMES = frozenset({"wall_s", "output_tokens_per_s", "stats", "stopped_by"})
 """What a summary has beside the counts of the records."""
 _MAX_DEPTH = 100
@@ -84,7 +85,10 @@ class RunDirectory:
             ConfigError: it cannot be read, or is invalid.
         """
         content = layout.content(self.path, layout.CONFIG, _MAX_BYTES)
-        return {} if content is None else read_yaml(content, self.path / layout.CONFIG)
+        try:
+            return {} if content is None else read_yaml(content, self.path / layout.CONFIG)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {_WRITTEN_AGAIN}") from None
 
     def identity_line(self) -> str:
         """The first line of ``config.yaml``, which contains the digest of the run's identity; may be empty.
@@ -107,9 +111,11 @@ class RunDirectory:
         try:
             summary = bounded_json(content, parse_float=_fraction, parse_constant=_fraction)
         except (ValueError, ArithmeticError, RecursionError) as error:
-            raise ConfigError(f"{self.path / layout.SUMMARY}: not JSON ({first_line(error)})") from None
+            raise ConfigError(
+                f"{self.path / layout.SUMMARY}: not JSON ({first_line(error)}); {_WRITTEN_AGAIN}"
+            ) from None
         if not isinstance(summary, dict):
-            raise ConfigError(f"{self.path / layout.SUMMARY}: not a JSON object")
+            raise ConfigError(f"{self.path / layout.SUMMARY}: not a JSON object; {_WRITTEN_AGAIN}")
         return plausible(summary)
 
     def latest_summary(self) -> Summary:

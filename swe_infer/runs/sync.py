@@ -74,7 +74,9 @@ def upload_of(directory: Path, to: Destination, *, trusted: bool) -> Upload | No
         return None
     tracked = WandbTracker.of_run(directory, trusted=True)
     if tracked is None:
-        raise ConfigError(f"{directory}: the state of its W&B run is invalid")
+        raise ConfigError(
+            f"{directory}: its wandb/state.json is not of a W&B run; remove it, and repeat the run's command"
+        )
     tracker, info = tracked
     mode = state.values["options"]["mode"]
     options = {

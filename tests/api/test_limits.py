@@ -510,7 +510,7 @@ def test_an_invalid_file_of_shared_quotas_is_refused_by_its_key(tmp_path: Path) 
     SharedRateLimiter(tmp_path / "invalid").close()
     with sqlite3.connect(tmp_path / "invalid") as db:
         db.execute("INSERT OR REPLACE INTO schedules VALUES (1, 'soon', 0, 0, 0, 0, 0, 0)")
-    for name, why in (("other", "not a database"), ("invalid", "invalid values")):
+    for name, why in (("other", "not a database; remove the file"), ("invalid", "invalid values")):
         with pytest.raises(StoreError, match=rf"runner\.limits\.shared=.*{name}: .*{why}"):
             SharedRateLimiter(tmp_path / name)
 

@@ -27,6 +27,7 @@ from swe_infer.config import run_id_of
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.evaluate.command import run as evaluate_main
 from swe_infer.evaluate.evaluable import open_run
+from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, PatchResult, Usage
 from tests.support import commands
@@ -398,3 +399,19 @@ def test_a_list_of_sweep_ledgers_names_no_other_file(tmp_path: Path) -> None:
         assert recorded_ledgers(run) == [ledger]
     (tmp_path / "a").rename(tmp_path / "b")
     assert recorded_ledgers(tmp_path / "b" / "run") == [tmp_path / "b" / "sweep" / "sweep_ledger.sqlite"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("summary.json", "not JSON (Expecting value: line 1 column 1 (char 0))"),
+        ("config.yaml", "not a mapping of keys to values"),
+    ],
+)
+def test_the_message_about_a_damaged_file_says_what_writes_it_again(name: str, said: str, received: Path) -> None:
+    (received / name).write_text("")
+    run = RunDirectory(received)
+    with pytest.raises(ConfigError) as refused:
+        assert run.config() != run.summary()
+    remedy = "the command of this run writes it again, and pays for no answer twice"
+    assert str(refused.value) == f"{received / name}: {said}; {remedy}"
