@@ -4,8 +4,8 @@ shrinks the window."""
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -13,29 +13,34 @@ from swe_infer.api.concurrency import ConcurrencyWindow
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.retry import Retry
 from swe_infer.errors import RateLimits
-from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.providers.base import Answer
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Completion, Decoding, Usage
-from tests.api.scripted import requests
+from swe_infer.runners.base import ConcurrentRun
+from swe_infer.types import ApiModel, Completion, Decoding, Request, Usage
+from tests.api.scripted import ScriptedProvider, requests
 from tests.api.test_runner import Outcomes
-from tests.providers.test_dialects import CHAT
-from tests.support.api_http import HttpRequest, Peer, serving
 from tests.support.virtual_time import run_virtual
 
 
-class SlowServer:
-    """Answers ``at_once`` requests at a time, each after ``seconds``, the first or the last one first. A request
-    whose client has gone is answered too."""
+@dataclass
+class SlowServer(ScriptedProvider):
+    """Answers ``at_once`` requests at a time, each after ``latency_s``, the first or the last one first. A request
+    whose client has gone is answered too. Time is virtual."""
 
-    def __init__(self, at_once: int, seconds: float, *, last_first: bool = False) -> None:
-        self.seconds, self.last_first = seconds, last_first
-        self.asked = self.busy = self.longest_queue = 0
-        self.at_once = at_once
-        self.queue: list[asyncio.Future[None]] = []
-        self.port = 0
+    at_once: int = 1
+    last_first: bool = False
+    timeout_s: float = 1.0
+    busy: int = 0
+    longest_queue: int = 0
+    queue: list[asyncio.Future[None]] = field(default_factory=list)
 
-    async def __call__(self, request: HttpRequest, peer: Peer) -> None:
-        self.asked += 1
+    async def complete(
+        self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
+    ) -> Answer:
+        self.sent.append(request)
+        return await asyncio.shield(asyncio.create_task(self._serve(request)))
+
+    async def _serve(self, request: Request) -> Answer:
         if self.busy >= self.at_once:
             turn = asyncio.get_running_loop().create_future()
             self.queue.append(turn)
@@ -43,58 +48,38 @@ class SlowServer:
             await turn
         else:
             self.busy += 1
-        await asyncio.sleep(self.seconds)
-        peer.send(200, {"content-type": "application/json"}, json.dumps(CHAT).encode())
+        await asyncio.sleep(self.latency_s)
         if self.queue:
             self.queue.pop(-1 if self.last_first else 0).set_result(None)
         else:
             self.busy -= 1
-
-    def __enter__(self) -> SlowServer:
-        ready, self._stop = threading.Event(), threading.Event()
-
-        async def life() -> None:
-            async with serving(self) as self.port:
-                ready.set()
-                while not self._stop.is_set():  # noqa: ASYNC110 - set by another thread
-                    await asyncio.sleep(0.02)
-
-        self._thread = threading.Thread(target=lambda: asyncio.run(life()), daemon=True)
-        self._thread.start()
-        assert ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(30)
+        return self.usual(request)
 
 
-def answered(server: SlowServer, count: int, timeout_s: float) -> int:
-    provider = OpenAIChat(
-        name="own", base_url=f"http://127.0.0.1:{server.port}/v1", api_key_env=None, timeout_s=timeout_s
-    )
-    model = ApiModel(name="m", pricing="unknown")
+def answered(server: SlowServer, count: int) -> int:
     runner = ApiRunner(
-        model=model, provider=provider, decoding=Decoding(max_new_tokens=16), retry=Retry(backoff_s=0.01, tries=12)
-    )
-    outcomes = Outcomes()
-    runner.generate(requests(count), outcomes, threading.Event())
+        model=ApiModel(name="m", pricing="unknown"), provider=server, decoding=Decoding(max_new_tokens=16),
+        retry=Retry(backoff_s=0.01, tries=12),
+    )  # fmt: skip
+    outcomes, stop = Outcomes(), threading.Event()
+    run = ConcurrentRun(runner, [requests(count)], outcomes, stop, on_done=lambda: None)
+    assert run_virtual(runner._generate([run], stop)) == [None]
     return sum(isinstance(outcome, Completion) for outcome in outcomes.by_key.values())
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_no_request_times_out_in_the_queue_of_a_server_that_answers(at_once: int) -> None:
     # the whole queue takes three times as long as the limit of one request
-    with SlowServer(at_once, 0.05 * at_once) as server:
-        assert answered(server, 60, timeout_s=1.0) == 60
-    assert server.asked <= 70
+    server = SlowServer(latency_s=0.05 * at_once, at_once=at_once)
+    assert answered(server, 60) == 60
+    assert len(server.sent) <= 70
     assert server.longest_queue <= 60
 
 
 def test_a_server_that_answers_the_last_request_first_is_asked_for_no_more_than_it_can_answer() -> None:
-    with SlowServer(1, 0.03, last_first=True) as server:
-        assert answered(server, 60, timeout_s=1.0) == 60
-    assert server.asked <= 90
+    server = SlowServer(latency_s=0.03, last_first=True)
+    assert answered(server, 60) == 60
+    assert len(server.sent) <= 90
 
 
 async def _limited(limiter: Limiter, limit_s: float, seconds: float) -> bool:
