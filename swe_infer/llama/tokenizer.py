@@ -18,6 +18,7 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.chat_template import find_template, load_tokenizer
 from swe_infer.llama.config import read_json
 from swe_infer.llama.hub import config_directory
+from swe_infer.text import first_line
 from swe_infer.types import LlamaModel, Prompt, PromptFormat
 
 if TYPE_CHECKING:
@@ -185,11 +186,17 @@ def _encoded(backend: Tokenizer, text: str, *, add_special_tokens: bool) -> list
     """The ids of a text. The call for a batch is the one during which other threads run.
 
     Raises:
+        CheckpointError: the tokenizer fails, such as with a regular expression that backtracks without end.
         Stopped: a signal came while the main thread encoded a long text.
     """
 
     def encode() -> list[int]:
-        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        try:
+            ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, and no Exception
+                raise
+            raise CheckpointError(f"the tokenizer cannot encode a prompt: {first_line(error)}") from None
         return ids
 
     return encode() if len(text) < _LONG else INTERRUPTS.call_native(encode)

@@ -166,6 +166,19 @@ def test_streamed_text_equals_the_text_decoded_at_once(directory: Path, text: st
     assert stream.text == text
 
 
+def test_a_tokenizer_that_panics_costs_one_prompt(tmp_path: Path) -> None:
+    """Rust's panic is a BaseException, which would end the run."""
+    make_tokenizer(tmp_path)
+    stated = json.loads((tmp_path / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    stated["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, stated["pre_tokenizer"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stated))
+    tokenizer = LlamaTokenizer(tmp_path)
+    with pytest.raises(CheckpointError, match=r"the tokenizer cannot encode a prompt: .*retry-limit"):
+        tokenizer.encode(Prompt(None, "x" * 60))
+    assert tokenizer.encode(Prompt(None, "xy"))
+
+
 def test_special_tokens_never_reach_the_text(directory: Path) -> None:
     tokenizer = LlamaTokenizer(directory)
     stream = TextStream(tokenizer, [1])
