@@ -39,6 +39,7 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISDIR, "a directory"),
 )
+_PART_BYTES = 1 << 20
 _TEMPORARY = ".{token}.new"
 LONGEST_NAME = 255
 """Bytes of a file name, on almost every file system."""
@@ -94,9 +95,13 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     Raises:
         OSError: it cannot be read, is not a regular file (see :func:`open_regular`), or is longer than ``max_bytes``.
     """
+    parts, left = [], max_bytes + 1
     with open(open_regular(path), "rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
+        while left and (part := file.read(min(left, _PART_BYTES))):  # which allocates as much as it is asked for
+            parts.append(part)
+            left -= len(part)
+    content = b"".join(parts)
+    if not left:
         raise OSError(errno.EFBIG, f"it is longer than {max_bytes >> 20} MiB", str(path))
     return content
 

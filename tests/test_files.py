@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.files import LONGEST_NAME, create_beside, hidden_beside, remove_leftovers, write_atomically
+from swe_infer.files import (
+    LONGEST_NAME,
+    create_beside,
+    hidden_beside,
+    read_regular,
+    remove_leftovers,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize("name", ["x" * 245 + ".jsonl", "x" * 255, "ü" * 127 + "x", "run"])
@@ -26,3 +33,10 @@ def test_long_names_that_begin_alike_have_different_hidden_files(tmp_path: Path)
     one, other = (hidden_beside(tmp_path / ("x" * 250 + last), ".parts") for last in ("a", "b"))
     assert one != other
     assert {len(os.fsencode(path.name)) for path in (one, other)} == {LONGEST_NAME}
+
+
+def test_the_most_bytes_of_a_file_cost_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"ab")
+    assert read_regular(tmp_path / "small", 1 << 60) == read_regular(tmp_path / "small", 2) == b"ab"
+    with pytest.raises(OSError, match="it is longer than"):
+        read_regular(tmp_path / "small", 1)
