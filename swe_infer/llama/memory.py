@@ -7,7 +7,9 @@ memory of that pass and a reserve. On a CPU it gets a share of the free memory; 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,6 +27,13 @@ CPU_SHARE = 0.5
 FRAGMENTATION = 1.25
 """Memory of a pass as a multiple of its tensors: the allocator cannot reuse every gap."""
 
+_GROUP_FILES = {
+    "": (("memory.max", "memory.current"), "inactive_file"),
+    "memory": (("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+}
+"""The files with the limit and usage of a control group, and the entry of ``memory.stat`` with the content of files
+that is dropped first. By the controllers in its line of ``/proc/self/cgroup``, which are empty for version 2."""
+
 
 class DeviceMemory:
     """The memory of one device. A subclass may simulate another device.
@@ -41,12 +50,12 @@ class DeviceMemory:
         self.measures_passes = device.type == "cuda"
 
     def free_bytes(self) -> int:
-        """Free bytes. On a CPU: MemAvailable, or what the control group allows if that is less."""
+        """Free bytes. On a CPU: MemAvailable, or what the limits of the process leave if that is less."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             return int(torch.cuda.mem_get_info(self.device)[0])
         free = _meminfo_available()
-        limit = _cgroup_left()
+        limit = _limit_left()
         return free if limit is None else min(free, limit)
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
@@ -112,16 +121,39 @@ def _meminfo_available() -> int:
     return 4 << 30
 
 
-def _cgroup_left() -> int | None:
-    """Bytes left below the limit of this process's control group (version 2, then 1); None without a limit."""
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            text = Path(limit).read_text().strip()
-            if text != "max" and int(text) < 1 << 60:
-                return max(0, int(text) - int(Path(usage).read_text()))
-        except (OSError, ValueError):
+def _limit_left() -> int | None:
+    """Bytes left below the lowest limit of this process: of its control groups, and of its address space (``ulimit
+    -v``); None without a limit."""
+    return min((*_groups_left(), *_addresses_left()), default=None)
+
+
+def _addresses_left() -> Iterator[int]:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError):
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            yield max(0, limit - pages * resource.getpagesize())
+
+
+def _groups_left(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Bytes left in each control group with a limit that contains this process (versions 1 and 2).
+
+    The content of files that is likely to be dropped first does not count as used.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
             continue
-    return None
+        folder = root / controllers / path.lstrip("/")
+        # In a container a group above this one may be mounted as the root.
+        for group in (folder, *folder.parents[: len(folder.parts) - len(root.parts)]):
+            with suppress(OSError, ValueError, KeyError):
+                names, unused = _GROUP_FILES[controllers]
+                limit, used = (int((group / name).read_text()) for name in names)  # "max" is no limit
+                stat = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
+                if limit < 1 << 60:
+                    yield max(0, limit - used + min(used, int(stat[unused])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from torch.utils._pytree import tree_leaves
 
     from swe_infer.llama.engine import Engine, EngineOptions
-    from swe_infer.llama.memory import DeviceMemory, largest_pass
+    from swe_infer.llama.memory import DeviceMemory, _groups_left, largest_pass
     from swe_infer.llama.process_worker import process_engines
     from swe_infer.llama.sampler import SamplingParams
     from swe_infer.llama.tokenizer import LlamaTokenizer
@@ -138,3 +140,34 @@ def test_a_device_that_is_too_small_is_a_configuration_error(tmp_path: Path, che
 def test_engines_that_share_a_gpu_need_the_size_of_the_cache() -> None:
     with pytest.raises(ConfigError, match=r"runner\.workers=2: engines that share a GPU need runner\.kv_cache_gb"):
         process_engines(LlamaModel(path="x"), EngineOptions(), ["cuda:0", "cuda:0"])
+
+
+def group(folder: Path, limit: str, used: int, inactive: int, *, version: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}[version]
+    for name, value in zip(names, (limit, used), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{'total_' if version == 1 else ''}inactive_file {inactive}\n")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limits_of_all_control_groups_of_the_process_count(version: int, tmp_path: Path) -> None:
+    """Slurm and systemd limit a group within others; a container may have its own mounted as the root."""
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text(f"5:cpu:/other\n{'4:memory:' if version == 1 else '0::'}/job_7/step_0\n")
+    top = root / "memory" if version == 1 else root
+    group(top, "max" if version == 2 else str((1 << 63) - 4096), 9000, 0, version=version)
+    group(top / "job_7", "4000", 2500, 500, version=version)
+    assert list(_groups_left(root, own)) == [2000]
+    group(top / "job_7" / "step_0", "3000", 2500, 400, version=version)
+    assert list(_groups_left(root, own)) == [900, 2000]
+    own.unlink()
+    assert list(_groups_left(root, own)) == []
+
+
+def test_a_limit_of_the_address_space_counts() -> None:
+    code = "import resource; from swe_infer.llama.memory import DeviceMemory; import torch; "
+    code += "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, resource.RLIM_INFINITY)); "
+    code += "print(DeviceMemory(torch.device('cpu')).free_bytes())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(ended.stdout) < 6 << 30
