@@ -14,7 +14,7 @@ from swe_infer.errors import BudgetExceeded
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Budget, Decoding, SamplingParameter
+from swe_infer.types import ApiModel, Budget, Completion, Decoding, SamplingParameter
 from tests.api.scripted import context, requests
 from tests.api.test_batches import FAST, QUICK
 from tests.api.test_runner import Outcomes
@@ -39,6 +39,22 @@ def overruns(server: ApiServer, samples: int = 1) -> list[Exchange]:
     return [e for e in server.log.billed() if e.usage is not None and e.usage.output_tokens > OUTPUT * samples]
 
 
+def runner(provider: OpenAIChat | OpenAIResponses, cap: Decimal, directory: Path) -> ApiRunner:
+    parameters: tuple[SamplingParameter, ...] = ("n",) if isinstance(provider, OpenAIChat) else ()
+    api = ApiRunner(
+        model=ApiModel(name="gpt-4o", parameters=parameters),
+        provider=provider,
+        decoding=PLAIN,
+        budget=Budget(max_usd=cap),
+        retry=FAST,
+        batches=QUICK,
+        limits=Limits(start=provider.max_concurrency),
+    )
+    api.check()
+    api.bind(context(directory))
+    return api
+
+
 def spend(
     provider: OpenAIChat | OpenAIResponses,
     cap: Decimal,
@@ -48,19 +64,7 @@ def spend(
     samples: int = 1,
 ) -> bool:
     """Whether a run was refused a request under the cap."""
-    parameters: tuple[SamplingParameter, ...] = ("n",) if isinstance(provider, OpenAIChat) else ()
-    model, budget = ApiModel(name="gpt-4o", parameters=parameters), Budget(max_usd=cap)
-    api = ApiRunner(
-        model=model,
-        provider=provider,
-        decoding=PLAIN,
-        budget=budget,
-        retry=FAST,
-        batches=QUICK,
-        limits=Limits(start=provider.max_concurrency),
-    )
-    api.check()
-    api.bind(context(directory))
+    api = runner(provider, cap, directory)
     try:
         api.generate(requests(count, samples=samples, decoding=PLAIN), Outcomes(), threading.Event())
     except BudgetExceeded:
@@ -104,6 +108,34 @@ def test_nothing_is_sent_after_an_overrun_that_uses_up_a_cap(mode: str, tmp_path
         late = overruns(server)
         assert 1 <= len(late) <= IN_FLIGHT
         assert server.log.cost_usd() <= cap + 9 * REQUEST * len(late)
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_a_cap_holds_for_batches_that_are_submitted_after_an_overrun(first: int, tmp_path: Path) -> None:
+    cap = 50 * REQUEST  # a request in a batch costs half
+    with ApiServer(batch_delay_s=0.02, answer=lambda _: "x" * 4 * 10, prompt_cache=False) as server:
+        server.maker.overruns_from = first
+        provider = OpenAIChat(base_url=server.openai_url, mode="batch")
+        api = runner(provider, cap, tmp_path)
+        early, late = requests(5, decoding=PLAIN), requests(100, text="mend", decoding=PLAIN)
+        outcomes = Outcomes()
+        with pytest.raises(BudgetExceeded):
+            api.generate_rounds([early, late], outcomes, threading.Event())
+        assert len(overruns(server)) == len(server.log.billed()) - first + 1
+        assert Decimal("0.8") * cap <= server.log.cost_usd() <= cap
+        assert sum(o.cost_usd or 0 for _, o in outcomes if isinstance(o, Completion)) == server.log.cost_usd()
+
+
+def test_a_batch_that_was_submitted_before_an_overrun_is_all_that_can_pass_a_cap(tmp_path: Path) -> None:
+    cap = 20 * REQUEST
+    with ApiServer(batch_delay_s=0.02, answer=lambda _: "x" * 4 * 10, prompt_cache=False) as server:
+        server.maker.overruns_from = 1
+        for _ in "12":  # the second command finds the cap used up
+            api = runner(OpenAIChat(base_url=server.openai_url, mode="batch"), cap, tmp_path)
+            with pytest.raises(BudgetExceeded):
+                api.generate(requests(150, decoding=PLAIN), Outcomes(), threading.Event())
+        assert len(server.batches.submitted()) == 1
+        assert cap < server.log.cost_usd() <= 10 * cap
 
 
 POINT = """
