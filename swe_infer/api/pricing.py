@@ -35,12 +35,15 @@ _HALF_PRICED_BATCHES = frozenset({"openai", "azure", "anthropic"})
 _FULLY_PRICED_BATCHES = frozenset({"together"})
 """Together bills batches of a few models at half, and of all others at the standard price, which is used for all
 (docs.together.ai/docs/inference/batch/overview)."""
-_STATES_BILL = frozenset({"openrouter", "x-ai"})
+_STATES_BILL = frozenset({"openrouter", "perplexity", "x-ai"})
 """Providers whose answers state what they charge (openrouter.ai/docs/use-cases/usage-accounting,
-docs.x.ai/developers/cost-tracking)."""
+docs.x.ai/developers/cost-tracking; Perplexity with its fee for a search, github.com/vercel/ai/pull/13705)."""
 _BASE_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on_demand", "scale", "batch"})
 """Service tiers at the base price: OpenAI's, Anthropic's, Groq's and Gemini's names of standard processing, and tiers
 whose capacity or discount is priced apart. ``auto`` in a request may be another tier."""
+_PREPAID_TIERS = {"anthropic": "priority"}
+"""Tiers of committed capacity, which is paid for apart. What tokens use of it is in proportion to their base prices,
+at which they are recorded (platform.claude.com/docs/en/api/service-tiers)."""
 _REGIONAL = (
     (r"[a-z0-9]+\.api\.openai\.com", r"gpt-(?:5\.(?:[4-9]|\d\d)|[6-9])", Decimal("1.1")),
     (
@@ -320,6 +323,7 @@ class ListedPrices:
         self._regional = _regional_premium(address, model)
         if self._regional != 1:
             self.source += f", {self._regional} times for the region of {urlsplit(address).hostname}"
+        self._prepaid_tier = _PREPAID_TIERS.get(found.provider.id)
         self._has_geo = found.provider.id == "anthropic" and _HAS_GEO.search(model) is not None
         unknown = self._has_geo and self.terms.geo is None
         self._dearest_premium = max(_GEO_PREMIUMS.values()) if unknown else self._premium(self.terms.geo)
@@ -423,7 +427,7 @@ class ListedPrices:
             ("service_tier", bill.service_tier, self.terms.service_tier),
         ):
             value = (asked or "") if stated is None else stated.strip().lower()
-            if _is_base(value):
+            if _is_base(value) or (key, value) == ("service_tier", self._prepaid_tier):
                 continue
             if not self._has(key, value, at):
                 raise UnlistedPrice(f"{self.source} has no price for {key}={value}")

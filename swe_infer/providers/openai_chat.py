@@ -449,12 +449,15 @@ def openai_bill(body: Mapping[str, Any]) -> Bill:
 
     OpenRouter adds ``cost``, and with the user's own key what the vendor charges for it
     (https://openrouter.ai/docs/use-cases/usage-accounting). xAI adds ``cost_in_usd_ticks``
-    (https://docs.x.ai/developers/cost-tracking).
+    (https://docs.x.ai/developers/cost-tracking), Perplexity an object with the ``total_cost``
+    (https://github.com/vercel/ai/pull/13705), and DeepInfra ``estimated_cost``.
     """
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    ticks, upstream = usage.get("cost_in_usd_ticks"), None
-    usd = stated_dollars(usage.get("cost"))
+    ticks, upstream, cost = usage.get("cost_in_usd_ticks"), None, usage.get("cost")
+    usd = stated_dollars(cost.get("total_cost") if isinstance(cost, dict) else cost)
+    if usd is None:
+        usd = stated_dollars(usage.get("estimated_cost"))
     if usd is None and type(ticks) is int and 0 < ticks <= MAX_USD * _TICKS_PER_USD:
         usd = Decimal(ticks) / _TICKS_PER_USD
     if usage.get("is_byok") is True and isinstance(details := usage.get("cost_details"), dict):

@@ -19,7 +19,14 @@ import genai_prices
 import pytest
 from genai_prices.data_snapshot import get_snapshot
 
-from swe_infer.api.pricing import ListedPrices, UnlistedPrice, caching_pays, price_table_for, worst_case
+from swe_infer.api.pricing import (
+    ListedPrices,
+    UnlistedPrice,
+    caching_pays,
+    price_table_for,
+    settled_usd,
+    worst_case,
+)
 from swe_infer.errors import BudgetExceeded, ConfigError
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.base import Bill, PriceTerms, Provider
@@ -121,6 +128,16 @@ def test_a_reservation_is_at_the_dearest_hour_and_tier() -> None:
     table = ListedPrices("gpt-5.4", "openai", terms=PriceTerms(service_tier="default"))
     table.price(usage, Bill(service_tier="priority"))
     assert table.dearest(usage) == of("priority")
+
+
+def test_anthropic_s_prepaid_tier_has_the_base_price() -> None:
+    # platform.claude.com/docs/en/api/service-tiers: "burndown rates reflect the relative pricing of each token type"
+    usage, base = Usage(60_000, 10_000, 50_000, 9), ListedPrices("claude-opus-5", "anthropic")
+    assert settled_usd(base, usage, Bill(service_tier="priority")) == base.price(usage)
+    assert settled_usd(base, usage, Bill(service_tier="priority", geo="us")) == Decimal("1.1") * base.price(usage)
+    elsewhere = ListedPrices("anthropic.claude-opus-4-5-20251101-v1:0", "aws")  # Bedrock's tier has its own price
+    with pytest.raises(UnlistedPrice):
+        elsewhere.price(usage, Bill(service_tier="priority"))
 
 
 def test_a_tier_that_the_list_does_not_know_has_no_price() -> None:

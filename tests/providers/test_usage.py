@@ -224,6 +224,12 @@ COSTS: list[tuple[dict[str, Any], str | None]] = [
     # xAI (docs.x.ai/developers/cost-tracking): 10,000,000,000 ticks are a dollar
     ({"cost_in_usd_ticks": 37_756_000}, "0.0037756"),
     ({"cost_in_usd_ticks": 0}, None), ({"cost_in_usd_ticks": -1}, None), ({"cost_in_usd_ticks": 10**19}, None),
+    # Perplexity (github.com/vercel/ai/pull/13705)
+    ({"cost": {"input_tokens_cost": 0.00001, "request_cost": 0.005, "total_cost": 0.00515}}, "0.00515"),
+    ({"cost": {}}, None), ({"cost": {"total_cost": {}}}, None), ({"cost": [1]}, None),
+    # DeepInfra (fighthealthinsurance, tests of ml/spend.py)
+    ({"estimated_cost": 0.0003}, "0.0003"), ({"estimated_cost": -0.5}, None),
+    ({"cost": 0.5, "estimated_cost": 1}, "0.5"),
     ({"cost_in_usd_ticks": "37756000"}, None), ({"cost_in_usd_ticks": True}, None),
     ({"cost": 0}, None), ({"cost": -1}, None), ({"cost": "free"}, None), ({"cost": None}, None),
     ({"cost": float("nan")}, None), ({"cost": True}, None), ({"cost": 10**9}, None), ({"cost": "0.5"}, "0.5"),
@@ -257,15 +263,19 @@ def settled(usage: Any, headers: Mapping[str, str] | None = None, **options: Any
     return outcome
 
 
-def test_a_stated_cost_is_the_bill_at_openrouter_and_xai_and_elsewhere_only_without_a_price() -> None:
+def test_a_stated_cost_is_the_bill_where_it_is_charged_and_elsewhere_only_without_a_price() -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cost": 0.0123}
     header = {"x-litellm-response-cost": "3.25e-05"}  # docs.litellm.ai/docs/proxy/response_headers
     bare = {**usage, "cost": None}
     cheap = Pricing(input_per_mtok=Decimal(1), output_per_mtok=Decimal(2))
     ticks = {**bare, "cost_in_usd_ticks": 37_756_000}  # docs.x.ai/developers/cost-tracking
+    searched = {**bare, "cost": {"request_cost": 0.005, "total_cost": 0.00515}}  # github.com/vercel/ai/pull/13705
     cases: list[tuple[dict[str, Any], dict[str, str], dict[str, Any], Decimal | None, str | None]] = [
         (ticks, {}, {"pricing_id": "x-ai", "model": "grok-4.7"}, Decimal("0.0037756"), "0.0037756"),
         (usage, {}, {"pricing_id": "openrouter"}, Decimal("0.0123"), "0.0123"),
+        (searched, {}, {"pricing_id": "perplexity", "model": "sonar"}, Decimal("0.00515"), "0.00515"),
+        ({**bare, "estimated_cost": 0.0003}, {}, {"pricing": "unknown"}, Decimal("0.0003"), "0.0003"),
+        ({**bare, "estimated_cost": 0.0003}, {}, {"pricing": cheap}, Decimal("0.00002"), "0.0003"),
         (usage, {}, {"pricing": "unknown"}, Decimal("0.0123"), "0.0123"),
         (usage, {}, {"pricing": cheap}, Decimal("0.00002"), "0.0123"),
         (bare, header, {"pricing": "unknown"}, Decimal("0.0000325"), "0.0000325"),
