@@ -151,9 +151,10 @@ _TRANSIENT = (408, 409, 424, 425)
 _TOO_LARGE = re.compile(r"\brequest too large\b", re.IGNORECASE)
 _TRY_AGAIN = re.compile(
     r"\b(?:(?:try again|retry) (?:in|after)|please wait|available in) "
-    r"((?:\d+(?:\.\d+)?(?:ms|d|h|m|s)(?![a-z]))+|\d+(?:\.\d+)?(?= ?seconds?\b))",
+    r"((?:\d+(?:\.\d+)?(?:ms|d|h|m|s)(?![a-z]))+|\d+(?:\.\d+)? ?(?:second|minute|hour|day)(?=s?\b))",
     re.IGNORECASE,
 )
+_UNIT = re.compile(r" ?(second|minute|hour|day)", re.IGNORECASE)
 
 _LONGEST_FIELD_S = 86_400
 """A larger ``retry_after`` is not in seconds."""
@@ -222,8 +223,13 @@ def classify(
     if wait is None:
         wait = max(_waits_s(body, message), default=None)
 
+    should_retry = headers.get("x-should-retry")  # OpenAI's and Anthropic's SDKs obey it
+
     def made(kind: type[RequestError], **more: Any) -> RequestError:
+        if kind is InvalidRequest and should_retry == "true":
+            kind, more = TransientError, {"retry_after_s": wait}
         error = kind(text, status=status, request_id=request_id, **more)
+        error.is_final = should_retry == "false"
         error.in_answer = in_answer
         error.timed_out = status in _TIMEOUTS
         return error
@@ -381,7 +387,7 @@ def _waits_s(body: Any, message: str) -> Iterator[float]:
         yield wait
     stated = [detail.get("retryDelay") for detail in _details(body) if isinstance(detail, dict)]
     match = _TRY_AGAIN.search(message)
-    for text in (*stated, match and match[1]):
+    for text in (*stated, match and _UNIT.sub(lambda unit: unit[1][0].lower(), match[1])):
         if isinstance(text, str) and (wait := duration_s(text)) is not None:
             yield wait
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swe_infer.api.retry import Retry, may_have_been_billed
 from swe_infer.errors import (
     AuthenticationFailed,
     ContextOverflow,
@@ -72,6 +73,9 @@ def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
         (429, openai("You exceeded your current quota", "insufficient_quota", "insufficient_quota"), QuotaExhausted),
         (429, openai("Billing hard limit has been reached", "billing_hard_limit_reached"), QuotaExhausted),
         (402, {"error": {"message": "Insufficient credits"}}, QuotaExhausted),
+        # continuedev/continue #11227 (OpenRouter); a 402 means that the account or key needs more credit
+        # (openrouter.ai/docs/api-reference/errors)
+        (402, {"error": {"message": "Prompt tokens limit exceeded: 64128 > 6964. To increase, visit https://openrouter.ai/settings/credits", "code": 402}}, QuotaExhausted),  # noqa: E501
         (400, {"type": "error", "error": {"type": "invalid_request_error", "message": "Your credit balance is too low"}}, QuotaExhausted),  # noqa: E501
         (403, {"type": "error", "error": {"type": "billing_error", "message": "pay"}}, QuotaExhausted),
         (429, openai("Rate limit reached", "rate_limit_exceeded", "tokens"), RateLimited),
@@ -211,12 +215,40 @@ def test_a_wait_in_the_message_counts_where_the_headers_are_silent() -> None:
         # GitHub Models; Django REST framework (rest_framework.exceptions.Throttled)
         ({"message": "Rate limit of 15 per 60s exceeded. Please wait 42 seconds before retrying."}, 42.0),
         ({"message": "Request was throttled. Expected available in 12 seconds."}, 12.0),
+        # epam/statgpt-backend #199
+        ({"message": "You've exceeded your weekly token limit. Please try again in 7 days"}, 604_800.0),
+        ({"message": "Please try again in 1 minute."}, 60.0),
+        ({"message": "Please retry after 1.5 hours"}, 5_400.0),
+        ({"message": "Please try again in 5 minutest"}, None),
     ],
 )
 def test_the_waits_of_gateways_are_read(error: dict[str, Any], wait_s: float | None) -> None:
     found = of(429, {"error": error})
     assert isinstance(found, RateLimited)
     assert found.retry_after_s == wait_s
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "kind", "is_retried"),
+    [
+        # openai._base_client.BaseClient._should_retry, and the same in anthropic
+        (429, "false", RateLimited, False),
+        (500, "false", TransientError, False),
+        (529, "true", Overloaded, True),
+        (400, "true", TransientError, True),
+        (400, "false", InvalidRequest, False),
+        (401, "true", AuthenticationFailed, False),
+        (429, "maybe", RateLimited, True),
+        (500, None, TransientError, True),
+    ],
+)
+def test_a_server_that_says_whether_to_retry_is_obeyed(
+    status: int, header: str | None, kind: type[RequestError], is_retried: bool
+) -> None:
+    error = of(status, openai("no"), {} if header is None else {"x-should-retry": header})
+    assert type(error) is kind
+    assert (Retry().delay_s(error, 1, 0.0) is not None) is is_retried
+    assert may_have_been_billed(error) == (status == 500)
 
 
 def test_the_reset_that_openrouter_states_in_the_body_is_a_wait() -> None:
