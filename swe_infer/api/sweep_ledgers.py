@@ -1,7 +1,7 @@
-"""``sweep_ledgers.json`` of a run directory: the files of the sweep ledgers that have counted the run.
+"""``sweep_ledgers.json`` of a run directory: the files and addresses of the sweep ledgers that have counted the run.
 
 A later command may be outside the sweep, or have no cap. It finds out there what was in flight when an earlier one
-was killed.
+was killed. Nothing is sent to an address that is only in this file, as another user may have written it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from swe_infer.api.budget_address import BudgetAddress, is_budget_address
+from swe_infer.errors import ConfigError
 from swe_infer.files import write_atomically
 from swe_infer.resources import state_home
 from swe_infer.run_directory import layout
@@ -39,15 +41,26 @@ def recorded_ledgers(directory: Path) -> list[Path]:
     return sorted({path for stored in _stored(directory) if (path := _ledger(directory / stored)) is not None})
 
 
-def record_ledger(directory: Path, ledger: Path) -> None:
-    """Adds a ledger to the file: its path, and the one relative to the run, as both may be moved together.
+def recorded_address(directory: Path) -> str | None:
+    """The latest address in the file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return next((stored for stored in reversed(_stored(directory)) if _is_valid_address(stored)), None)
+
+
+def record_ledger(directory: Path, ledger: Path | str) -> None:
+    """Adds a ledger to the file: its address; or its path and the one relative to the run, as both may be moved
+    together.
 
     Raises:
         ConfigError: the file cannot be read.
         StoreError: it cannot be written.
     """
     before = _stored(directory)
-    after = list(dict.fromkeys([*before, str(ledger.resolve()), to_stored(directory, ledger)]))
+    places = [ledger] if isinstance(ledger, str) else [str(ledger.resolve()), to_stored(directory, ledger)]
+    after = list(dict.fromkeys([*before, *places]))
     if after != before:
         write_atomically(directory / _NAME, json.dumps(after))
 
@@ -58,6 +71,13 @@ def _stored(directory: Path) -> list[str]:
     except (ValueError, RecursionError):
         return []
     return [path for path in stored if isinstance(path, str)] if isinstance(stored, list) else []
+
+
+def _is_valid_address(text: str) -> bool:
+    try:
+        return is_budget_address(text) and bool(BudgetAddress.parse(text, "").name)
+    except ConfigError:
+        return False
 
 
 def _ledger(path: Path) -> Path | None:

@@ -33,7 +33,7 @@ from swe_infer.api.pricing import PriceTable, field_with_fees, price_table_for
 from swe_infer.api.prompt_cache import PromptCacheIndex
 from swe_infer.api.remote_ledger import RemoteLedger
 from swe_infer.api.retry import Retry
-from swe_infer.api.sweep_ledgers import record_ledger, recorded_ledgers
+from swe_infer.api.sweep_ledgers import record_ledger, recorded_address, recorded_ledgers
 from swe_infer.api.tokens import counter_of
 from swe_infer.errors import CheckpointError, ConfigError, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTS
@@ -199,6 +199,17 @@ class ApiRunner:
         if self._has_journal:
             self._journalled_usd = unrecorded_usd(billed, context.is_recorded)
         self._read_ledgers(context)
+        if self.budget.ledger is None and (address := recorded_address(context.directory)) is not None:
+            if self.budget.sweep_max_usd is not None:
+                raise ConfigError(
+                    f"budget.sweep_max_usd: an earlier command of this run kept it at {address}, where other runs "
+                    f"may count too: add budget.ledger={address}, or set budget.max_usd instead"
+                )
+            logger.warning(
+                "an earlier command of this run kept its budget at %s: what was in flight when it was killed is only "
+                "known to a command with budget.ledger=%s and budget.sweep_max_usd",
+                address, address,
+            )  # fmt: skip
 
     def token_counter(self) -> TokenCounter:
         return counter_of(self._model, self.provider.pricing_id)
@@ -564,6 +575,7 @@ class ApiRunner:
         if self.budget.ledger is None:
             record_ledger(context.directory, context.sweep_ledger)
             return self._ledger(context.sweep_ledger, cap_usd)
+        record_ledger(context.directory, self.budget.ledger)
         ledger = RemoteLedger(self.budget.ledger, cap_usd, context.run_id, "budget.ledger")
         self._count_earlier_spending(ledger, context, at_least=context.spent_usd + self._unrecorded_usd)
         return ledger

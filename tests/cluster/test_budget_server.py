@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request as UrlRequest
 from urllib.request import urlopen
@@ -26,7 +28,12 @@ from swe_infer.api.budget_client import BudgetClient, Unreachable, check_budget_
 from swe_infer.api.ledger import Ledger, LedgerEntry, Remaining
 from swe_infer.api.limits import Limits
 from swe_infer.api.remote_ledger import RemoteLedger, RemoteRateLimiter
-from swe_infer.errors import ConfigError, StoreError
+from swe_infer.errors import BudgetExceeded, ConfigError, StoreError
+from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.runners.api import ApiRunner
+from swe_infer.types import ApiModel, Budget, Decoding
+from tests.api.scripted import context, requests
+from tests.api.test_runner import Outcomes
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -161,6 +168,43 @@ def test_runs_without_a_shared_folder_keep_one_cap_and_one_rate(tmp_path: Path) 
             assert worker.returncode == 3, errors
         assert cap / 2 < server.log.cost_usd() <= cap
         assert all("a-token-for-budgets" not in path.read_text(errors="replace") for path in tmp_path.rglob("*.yaml"))
+
+
+def test_a_resumed_run_does_not_begin_its_cap_again_in_another_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+
+    def bound(**budget: Any) -> ApiRunner:
+        provider = OpenAIChat(base_url=server.openai_url)
+        api = ApiRunner(
+            model=ApiModel(name="gpt-4o"), provider=provider, decoding=Decoding(max_new_tokens=64),
+            budget=Budget(**budget),
+        )  # fmt: skip
+        api.bind(context(run))
+        return api
+
+    run = tmp_path / "run"
+    run.mkdir()
+    cap = Decimal("0.01")
+    with budget_server(tmp_path / "budgets") as (_, address), ApiServer() as server:
+        named = f"{address}/sweep"
+        with pytest.raises(BudgetExceeded):
+            bound(sweep_max_usd=cap, ledger=named).generate(requests(100), Outcomes(), threading.Event())
+        with pytest.raises(ConfigError, match=f"add budget.ledger={re.escape(named)}"):
+            bound(sweep_max_usd=cap)
+        with pytest.raises(BudgetExceeded):
+            bound(sweep_max_usd=cap, ledger=named).generate(requests(200)[100:], Outcomes(), threading.Event())
+        assert cap / 2 < server.log.cost_usd() <= cap
+        assert not caplog.records
+        bound(max_usd=Decimal(1))
+        assert f"budget.ledger={named}" in caplog.text
+        asked = len(server.log.exchanges)
+        (run / "sweep_ledgers.json").write_text(
+            json.dumps(["http://h:1/a/b", "ftp://h/x", "ray://", "https://u:p@h/x"])
+        )
+        bound(sweep_max_usd=cap)  # no address of a ledger is in the file
+        assert len(server.log.exchanges) == asked
 
 
 def test_a_rate_is_shared(tmp_path: Path) -> None:
