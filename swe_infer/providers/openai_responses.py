@@ -37,7 +37,9 @@ _COUNTED = (
     "truncation",
 )
 """Fields that the counting endpoint accepts (openai.types.responses.InputTokenCountParams)."""
-_LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
+_LAST_EVENTS = ("completed", "incomplete", "failed")
+_SPOKEN = {"output_text": "text", "refusal": "refusal"}
+"""The parts of a message, and the fields with their content."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -144,20 +146,20 @@ class OpenAIResponses(OpenAIProvider):
             raise classify(
                 None, {"error": body.get("error") or {}}, {}, where=where, secret=self._key(), in_answer=True
             )
-        parts, unspoken = _parts(output) if isinstance(output, list) else ([], Unspoken())
-        is_over = status in ("completed", "incomplete") or (status is None and parts)  # OpenAI's type: optional
+        texts, unspoken = _parts(output) if isinstance(output, list) else ([], Unspoken())
+        is_over = status in ("completed", "incomplete") or (status is None and texts)  # OpenAI's type: optional
         if not is_over or not isinstance(output, list):
             raise Unreadable(f"a response with the status {named(status)!r}")
         incomplete = body.get("incomplete_details")
         reason = named(incomplete.get("reason")) if isinstance(incomplete, dict) else None
         if status == "incomplete" and is_failure(reason):
             raise failed_answer(body.get("error"), str(reason), where=where, secret=self._key())
-        if status == "completed" and not parts and not unspoken and not any(_is_message(item) for item in output):
+        if status == "completed" and not any(isinstance(item, dict) for item in output):
             raise Unreadable("a completed response without a message")
         finish: FinishReason = "stop" if status == "completed" else finish_reason_of(reason)
         if unspoken.refusals:
             finish = "refusal"
-        text, details = unspoken.text_and_details("".join(parts), finish)
+        text, details = unspoken.text_and_details("\n\n".join(texts), finish)
         usage, estimated = openai_usage(body.get("usage"), request, text)
         if finish == "other":
             details["finish_reason"] = str(reason)
@@ -177,24 +179,30 @@ class OpenAIResponses(OpenAIProvider):
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         items: list[Any] = []
-        pieces: list[str] = []
-        texts: list[str] = []
+        deltas: dict[str, list[str]] = {kind: [] for kind in _SPOKEN}
+        wholes: dict[str, list[str]] = {kind: [] for kind in _SPOKEN}
         async for event in events:
-            kind = event.get("type") if isinstance(event, dict) else None
-            if kind in ("response.output_text.delta", "response.refusal.delta"):
+            kind = str(event.get("type")).removeprefix("response.") if isinstance(event, dict) else ""
+            part, _, step = kind.partition(".")
+            if part in _SPOKEN and step == "delta":
                 marks.setdefault("first", time.monotonic())
-                if kind == "response.output_text.delta" and isinstance(event.get("delta"), str):
-                    pieces.append(event["delta"])
-            elif kind == "response.output_text.done" and isinstance(event.get("text"), str):
-                texts.append(event["text"])
-            elif kind == "response.output_item.done":
+                deltas[part] += strings_of(event.get("delta"))
+            elif part in _SPOKEN and step == "done":
+                wholes[part] += strings_of(event.get(_SPOKEN[part]))
+            elif kind == "output_item.done":
                 items.append(event.get("item"))
             elif kind in _LAST_EVENTS and isinstance(whole := event.get("response"), dict):
-                # Some servers send the items, or the text, in their own events alone.
+                # Some servers send the items, or their content, in their own events alone.
                 output = whole.get("output") or items
-                written = "".join(pieces) or "".join(texts)
-                if written and isinstance(output, list) and not "".join(_parts(output)[0]):
-                    output = [*output, {"type": "message", "content": [{"type": "output_text", "text": written}]}]
+                content = [
+                    {"type": part, key: "".join(deltas[part]) or "".join(wholes[part])}
+                    for part, key in _SPOKEN.items()
+                    if deltas[part] or wholes[part]
+                ]
+                if content and isinstance(output, list):
+                    texts, unspoken = _parts(output)
+                    if not texts and not unspoken.refusals:
+                        output = [*output, {"type": "message", "content": content}]
                 return {**whole, "output": output}
         raise Unreadable("a stream that ends before its answer")
 
@@ -251,27 +259,26 @@ class _BackgroundCalls:
         await self._provider._call("POST", f"/responses/{batch_id}/cancel", timeout_s=timeout_s)
 
 
-def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("type") == "message"
-
-
 def _parts(output: list[Any]) -> tuple[list[str], Unspoken]:
-    """The texts of the messages in ``output``, in order, and what it has beside them."""
-    contents = [item.get("content") for item in output if _is_message(item)]
-    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    written = [
-        part["text"] for part in parts if part.get("type") == "output_text" and isinstance(part.get("text"), str)
-    ]
-    unspoken = Unspoken(
-        refusals=[text for part in parts if part.get("type") == "refusal" for text in strings_of(part, "refusal")]
-    )
+    """The texts of the messages in ``output``, in order, and what it has beside them. A text that repeats another is
+    left out, as models repeat a commentary as the final answer (openai.types.responses.ResponseOutputMessage.phase).
+    """
+    texts: list[str] = []
+    unspoken = Unspoken()
     for item in output:
         kind = item.get("type") if isinstance(item, dict) else None
-        if kind == "reasoning":
+        if kind == "message":
+            content = item.get("content")
+            parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+            text = content if isinstance(content, str) else "".join(strings_of(parts, "text"))
+            if text and text not in texts:
+                texts.append(text)
+            unspoken.refusals += strings_of(parts, "refusal")
+        elif kind == "reasoning":
             unspoken.reasoning += strings_of(item.get("content"), "text") or strings_of(item.get("summary"), "text")
         elif isinstance(kind, str) and kind.endswith("_call"):
             arguments = next(
                 (item[key] for key in ("arguments", "input", "operation", "action") if key in item), None
             )
             unspoken.calls.append((str(item.get("name") or kind), arguments))
-    return written, unspoken
+    return texts, unspoken

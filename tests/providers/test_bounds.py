@@ -213,7 +213,7 @@ def test_fields_of_wrong_types_cost_no_answer() -> None:
         reply = {
             "status": "incomplete", "incomplete_details": odd,
             "output": [odd, {"type": "message", "content": [{"type": "output_text", "text": "a"}, odd]},
-                       {"type": "message", "content": odd}],
+                       {"type": "message", "content": None if isinstance(odd, str) else odd}],
         }  # fmt: skip
         assert OpenAIResponses().parse_answer(reply, request_of(), "host, model", {}).text == "a"
 

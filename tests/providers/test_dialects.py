@@ -379,6 +379,48 @@ def test_the_text_of_a_response_is_found_in_any_of_its_events(events: bytes) -> 
     assert (answer.text, answer.finish_reason, answer.usage.output_tokens) == ("PATCH", "stop", 2)
 
 
+def message_item(text: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "message", **fields, "content": [{"type": "output_text", "text": text}]}
+
+
+def test_a_commentary_and_a_final_answer_are_apart_and_not_repeated() -> None:
+    # microsoft/vscode #312173: their texts ran together; langchain4j/langchain4j #6403: both were the same
+    for commentary, text in (("I change x.", "I change x.\n\nPATCH"), ("PATCH", "PATCH")):
+        output = [message_item(commentary, phase="commentary"), message_item("PATCH", phase="final_answer")]
+        answer = ask(Recorded(json.dumps({**RESPONSE, "output": output}).encode()), "openai_responses")
+        assert (answer.text, answer.finish_reason) == (text, "stop")
+
+
+def test_a_refusal_in_the_events_of_a_response_is_one() -> None:
+    # openai.types.responses: ResponseRefusalDeltaEvent, ResponseRefusalDoneEvent; the last response as in
+    # BerriAI/litellm #34094
+    ended = {"type": "response.completed", "response": {**RESPONSE, "output": []}}
+    for events in (
+        [{"type": "response.refusal.delta", "delta": "N"}, {"type": "response.refusal.delta", "delta": "o."}],
+        [{"type": "response.refusal.done", "refusal": "No."}],
+    ):
+        answer = ask(Recorded(sse(*events, ended, named=True), SSE), "openai_responses", stream="always")
+        assert (answer.text, answer.finish_reason, answer.usage.output_tokens) == ("No.", "refusal", 2)
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        # openai/openai-python #2546: a reasoning item alone; it is billed
+        ([{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA=="}], ""),
+        # openai.types.responses.EasyInputMessage: a message as it may also be written
+        ([{"type": "message", "role": "assistant", "content": "PATCH"}], "PATCH"),
+        ([{"type": "message", "role": "assistant", "content": [{"type": "text", "text": "PATCH"}]}], "PATCH"),
+    ],
+)
+def test_a_completed_response_with_any_item_is_an_answer(output: list[Any], text: str) -> None:
+    answer = ask(Recorded(json.dumps({**RESPONSE, "output": output}).encode()), "openai_responses")
+    assert (answer.text, answer.finish_reason, answer.usage.output_tokens) == (text, "stop", 2)
+    # buddingnewinsights/proxypal #3: the gateway has lost the text
+    with pytest.raises(TransientError, match="without a message"):
+        ask(Recorded(json.dumps({**RESPONSE, "output": []}).encode()), "openai_responses")
+
+
 def test_text_in_the_beginning_of_a_block_is_part_of_the_answer() -> None:
     # langchain-ai/langchain #38442, earendil-works/pi #7283; anthropic.lib.streaming._messages.accumulate_event
     def begun(block: dict[str, Any]) -> bytes:
