@@ -16,7 +16,7 @@ from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify, one_line
 from swe_infer.providers.file_batches import FileBatches, file_name, json_line
 from swe_infer.providers.image_parts import google_part
-from swe_infer.providers.wire import MAX_PAGES
+from swe_infer.providers.wire import MAX_PAGES, Implausible, token_count
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
 
 _ADDRESS = re.compile(r"(?P<root>https?://.+?)/(?P<version>v\d\w*)/openai/?")
@@ -321,9 +321,10 @@ def _chat_body(response: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chat_usage(usage: Any) -> dict[str, Any] | None:
     """Token counts as chat completions state them. Google's ``candidatesTokenCount`` does not include thoughts."""
-    if not isinstance(usage, dict):
+    try:
+        thoughts, texts = token_count(usage, "thoughtsTokenCount"), token_count(usage, "candidatesTokenCount")
+    except Implausible:  # the answer is kept, and its usage estimated
         return None
-    thoughts, texts = usage.get("thoughtsTokenCount") or 0, usage.get("candidatesTokenCount") or 0
     return {
         "prompt_tokens": usage.get("promptTokenCount"),
         "completion_tokens": texts + thoughts,

@@ -379,7 +379,7 @@ class _JoinedChoice:
             if part := _text(delta.get(key)):
                 parts.append(part)
         if isinstance(delta.get("content"), list):  # Mistral's reasoning
-            self.parts["reasoning_content"] += strings_of(delta["content"], "thinking")
+            self.parts["reasoning_content"] += strings_of(_dicts(delta["content"]), "thinking")
         if isinstance(delta.get("reasoning_details"), list):
             self.details += delta["reasoning_details"]
         if delta.get("tool_calls"):
@@ -494,7 +494,7 @@ def _unspoken(message: dict[str, Any]) -> Unspoken:
     )
     reasoning = reasoning or strings_of(message.get("reasoning_details"), "text", "summary")
     if not reasoning and isinstance(content, list):
-        reasoning = strings_of(content, "thinking")
+        reasoning = strings_of(_dicts(content), "thinking")
     given = message.get("tool_calls")
     calls = [call.get("function") for call in given if isinstance(call, dict)] if isinstance(given, list) else []
     calls.append(message.get("function_call"))
@@ -553,6 +553,6 @@ def _system(prompt: Prompt) -> list[dict[str, Any]]:
 def _text(content: Any) -> str:
     """A message's text; some compatible servers send it in parts."""
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""

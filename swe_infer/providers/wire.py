@@ -86,6 +86,7 @@ StreamChoice = Annotated[
 MAX_PAGES = 1000
 """Maximum pages of a list, with 100 entries each. A longer list is refused."""
 
+_DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 _MAX_TOKENS = 100_000_000
 """Largest plausible token count, ten times the largest context window."""
 _HIDDEN_TOKENS = 100_000
@@ -210,6 +211,8 @@ def token_count(counts: Any, *names: str) -> int:
     if not isinstance(counts, dict):
         raise Implausible("no JSON object")
     value = next((counts[name] for name in names if counts.get(name) is not None), 0)
+    if (isinstance(value, str) and _DIGITS.fullmatch(value)) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)  # as Protocol Buffers write long integers, and languages without integers
     if type(value) is not int or not 0 <= value <= _MAX_TOKENS:
         raise Implausible(names[0])
     return value
@@ -963,6 +966,8 @@ class WireProvider(Provider):
         if isinstance(body, dict) and states_error(body) and not _is_response(body):
             in_answer = bool(body.get("choices") or body.get("usage"))
             raise classify(None, body, headers, where=where, secret=self._key(), in_answer=in_answer)
+        if isinstance(decoded, list) and len(decoded) == 1 and isinstance(body, dict) and "choices" in body:
+            return body  # LoRAX, and text-generation-inference
         if not isinstance(decoded, dict):
             raise self._unreadable("no JSON object", where, headers)
         return decoded

@@ -122,7 +122,7 @@ def test_no_body_takes_more_memory_than_its_bound(hostile: HostileServer, cases:
 
 
 ABSURD: list[Any] = [
-    None, [], "many", 7, {}, {"prompt_tokens": "100", "completion_tokens": 10},
+    None, [], "many", 7, {}, {"prompt_tokens": "1e2", "completion_tokens": 10},
     {"prompt_tokens": 100, "completion_tokens": None}, {"prompt_tokens": 100, "completion_tokens": True},
     {"prompt_tokens": 100.5, "completion_tokens": 10}, {"prompt_tokens": -1, "completion_tokens": 10},
     {"prompt_tokens": 10**18, "completion_tokens": 10}, {"prompt_tokens": 100, "completion_tokens": float("nan")},

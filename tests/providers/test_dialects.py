@@ -523,6 +523,21 @@ def test_a_prompt_that_gemini_filters_is_an_empty_answer_without_a_message() -> 
         ask(Recorded(json.dumps({**CHAT, "choices": [{"text": "x", "finish_reason": "stop"}]}).encode()))
 
 
+def test_a_list_of_one_answer_and_a_list_of_texts_are_read() -> None:
+    # predibase/lorax #272: the answer is in a list
+    assert ask(Recorded(json.dumps([CHAT]).encode())).text == "PATCH"
+    with pytest.raises(TransientError, match="no JSON object"):
+        ask(Recorded(json.dumps([CHAT, CHAT]).encode()))
+    # langchain_core.messages.BaseMessage: the content may be a list of texts
+    parts = ["PAT", {"type": "text", "text": "CH"}]
+    for server, stream in (
+        (Recorded(json.dumps(chat("stop", message={"content": parts})).encode()), "never"),
+        (Recorded(sse(delta(parts), delta(finish="stop"), done=True), SSE), "always"),
+    ):
+        answer = ask(server, stream=stream)
+        assert (answer.text, answer.details.get("reasoning")) == ("PATCH", None)
+
+
 @pytest.mark.parametrize(
     ("code", "message", "kind"),
     [

@@ -12,6 +12,7 @@ import pytest
 
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.base import Answer, Bill
+from swe_infer.providers.gemini_batches import GeminiBatches
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.providers.wire import WireProvider
@@ -129,6 +130,10 @@ CHAT: list[tuple[str, dict[str, Any], Usage]] = [
         },
         Usage(900, 10, 800, 5),
     ),
+    # protobuf.dev/programming-guides/json: 64-bit integers are strings; json-schema.org: 1.0 is an integer.
+    # Arize-ai/openinference #1183: counts are sometimes strings.
+    ("strings", {"prompt_tokens": "900", "completion_tokens": "5", "cached_tokens": "8"}, Usage(900, 8, 0, 5)),
+    ("floats", {"prompt_tokens": 900.0, "completion_tokens": 5.0, "total_tokens": 905.0}, Usage(900, 0, 0, 5)),
     # vLLM: details are null unless a flag is set (github.com/vllm-project/vllm/issues/44961).
     (
         "vLLM",
@@ -155,6 +160,25 @@ def test_token_counts_of_chat_completions(name: str) -> None:
     usage, expected = next((stated, found) for other, stated, found in CHAT if other == name)
     answer = read(OpenAIChat(), chat(usage))
     assert (answer.usage, "usage_estimated" in answer.details) == (expected, False)
+
+
+def test_counts_of_gemini_s_own_api_cost_no_answer() -> None:
+    # google.genai.types.GenerateContentResponseUsageMetadata; protobuf.dev/programming-guides/json
+    batches = GeminiBatches(OpenAIChat(base_url="https://generativelanguage.googleapis.com/v1beta/openai/"))
+    for stated, expected in (
+        (
+            {"promptTokenCount": 9, "candidatesTokenCount": 5, "thoughtsTokenCount": 7, "totalTokenCount": 21},
+            (9, 12, 7),
+        ),
+        ({"promptTokenCount": "9", "candidatesTokenCount": "5", "thoughtsTokenCount": "7"}, (9, 12, 7)),
+        ({"promptTokenCount": 9, "candidatesTokenCount": "many"}, (0, 2, 0)),  # estimated from the text alone
+        ([], (0, 2, 0)),
+    ):
+        candidate = {"content": {"parts": [{"text": "PATCH"}]}, "finishReason": "STOP"}
+        answer = batches._result("a-1", {"response": {"candidates": [candidate], "usageMetadata": stated}})
+        assert isinstance(answer, Answer)
+        usage = answer.usage
+        assert (usage.input_tokens, usage.output_tokens, usage.reasoning_tokens) == expected
 
 
 def test_reasoning_beside_the_output_of_a_response() -> None:
@@ -191,7 +215,8 @@ def test_lifetimes_and_speed_of_a_message() -> None:
     "usage",
     [None, {}, "many", 7, [], {"prompt_tokens": None, "completion_tokens": None},
      {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-     {"prompt_tokens": "12", "completion_tokens": "3"},
+     {"prompt_tokens": "12k", "completion_tokens": "3"}, {"prompt_tokens": 12.5, "completion_tokens": 3},
+     {"prompt_tokens": "-12", "completion_tokens": "3"}, {"prompt_tokens": "9" * 5000, "completion_tokens": 3},
      {"prompt_tokens": float("nan"), "completion_tokens": 3}, {"prompt_tokens": -1, "completion_tokens": -1},
      {"prompt_tokens": 12, "completion_tokens": 90_000_000}, {"prompt_tokens": 90_000_000, "completion_tokens": 3},
      {"prompt_tokens": 12, "completion_tokens": 3, "cached_tokens": 90_000_000},
