@@ -244,6 +244,8 @@ def classify(
         if _NOT_PER_MINUTE.search(f"{message} {_cut(_details(body))}"):
             return made(QuotaExhausted)
         return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
+    if status in (401, 402) and _is_upstream(body):
+        return made(TransientError)
     is_rate = _TOKENS_PER_MINUTE in message
     if not is_rate and (
         kinds & _QUOTA_CODES or status == 402 or (status in _QUOTA_STATUSES and _QUOTA.search(message))
@@ -354,6 +356,14 @@ def _message_of(error: Any) -> str | None:
         return None
     message = next((error[key] for key in _MESSAGES if error.get(key)), None)
     return None if message is None else _cut(message)
+
+
+def _is_upstream(body: Any) -> bool:
+    """Whether OpenRouter states the error of a vendor, which concerns OpenRouter's account there. The next request
+    may go to another vendor."""
+    error = _error_of(body)
+    metadata = error.get("metadata") if isinstance(error, dict) else None
+    return isinstance(metadata, dict) and bool(metadata.get("provider_name")) and metadata.get("is_byok") is not True
 
 
 def _stated_status(body: Any) -> int | None:

@@ -167,6 +167,11 @@ def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
         # cline/cline #13194 (OpenRouter): the words of its vendor; the vendor's account is not the user's
         (400, {"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": '{"error":{"message":"This model\'s maximum context length is 262144 tokens."}}', "provider_name": "Nvidia"}}}, ContextOverflow),  # noqa: E501
         (429, {"error": {"message": "Provider returned error", "code": 429, "metadata": {"raw": '{"error":{"message":"Insufficient balance"}}'}}}, RateLimited),  # noqa: E501
+        # OpenRouterTeam/ai-sdk-provider #24: now and then, and not the user's key, unless it is one of the vendor
+        (401, {"error": {"message": "Provider returned error", "code": 401, "metadata": {"raw": '{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}', "provider_name": "Anthropic", "isErrorUpstreamFault": True}}}, TransientError),  # noqa: E501
+        (401, {"error": {"message": "Provider returned error", "code": 401, "metadata": {"raw": "no", "provider_name": "Anthropic", "is_byok": True}}}, AuthenticationFailed),  # noqa: E501
+        # Gitlawb/openclaude #1125: OpenRouter's own error
+        (402, {"error": {"message": "This request requires more credits, or fewer max_tokens.", "code": 402, "metadata": {"provider_name": None}}}, QuotaExhausted),  # noqa: E501
         (400, openai("The response was filtered", "content_filter"), PromptFiltered),
         (400, openai("flagged", "invalid_prompt"), PromptFiltered),
     ],
