@@ -63,9 +63,17 @@ _GEO_PREMIUMS = {"us": Decimal("1.1")}
 _GLOBAL = "global"
 _HAS_GEO = re.compile(r"claude-[a-z]+-(?:4-[6-9]|[5-9])(?!\d)")
 """Models for which Anthropic's workspaces have a default ``inference_geo``: Claude 4.6 and later."""
-_WITH_FEES = ("web_search_options", "search_parameters", "enable_search", "plugins", "mcp_servers")
-"""Fields that let a vendor search or call other servers, which it charges beside the tokens: of OpenAI, xAI,
-DashScope, OpenRouter and Anthropic."""
+_WITH_FEES = (
+    "web_search_options",
+    "search_parameters",
+    "enable_search",
+    "plugins",
+    "mcp_servers",
+    "fallbacks",
+    "context_management",
+)
+"""Fields that let a vendor search, call other servers or models, or summarise the context, which it charges beside
+the answer: of OpenAI, xAI, DashScope, OpenRouter and Anthropic (anthropic.types.beta.BetaUsage.iterations)."""
 _TOOLS_WITHOUT_FEES = re.compile(
     r"function|custom|namespace|apply_patch|local_shell|(?:bash|text_editor|memory|computer|browser)(?:_\w+)?"
 )

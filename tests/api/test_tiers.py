@@ -429,6 +429,9 @@ def test_what_is_charged_beside_the_tokens_is_refused_under_a_budget(caplog: pyt
         (AnthropicMessages(), "claude-opus-5", "tools", {"tools": [EDITOR, SEARCH]}),
         (OpenAIResponses(), "gpt-5.4", "tools", {"tools": [{"type": "code_interpreter"}]}),
         (OpenAIChat(), "gpt-5.4", "web_search_options", {"web_search_options": {}, "tools": []}),
+        # anthropic.types.beta: BetaUsage.iterations, BetaFallbackMessageIterationUsage
+        (AnthropicMessages(), "claude-opus-5", "fallbacks", {"fallbacks": "default"}),
+        (AnthropicMessages(), "claude-opus-5", "context_management", {"context_management": {"edits": []}}),
     ]
     for provider, name, field, extra in cases:
         model = ApiModel(name=name, parameters=(), extra_body=extra)
