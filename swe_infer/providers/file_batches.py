@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from swe_infer.errors import InvalidRequest, RequestError, TransientError
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
-from swe_infer.providers.faults import classify, one_line
+from swe_infer.providers.faults import classify, one_line, states_error
 from swe_infer.providers.wire import WireProvider, named
 from swe_infer.types import ApiModel, Decoding, Request
 
@@ -85,8 +85,9 @@ class FileBatches(ABC):
             return provider.as_answer(self._error_without_response(error, where))
         headers = {"x-request-id": named(response.get("request_id")) or ""}
         status, body = response.get("status_code"), response.get("body")
-        if status != 200 or not isinstance(body, dict):
-            known = status if type(status) is int and 100 <= status < 600 else None
+        known = status if type(status) is int and 100 <= status < 600 else None
+        is_answered = status == 200 or (known is None and isinstance(body, dict) and not states_error(body))
+        if not is_answered or not isinstance(body, dict):
             stated = body or _error_body(error)
             return provider.as_answer(classify(known, stated, headers, where=where, secret=provider._key()))
         try:

@@ -514,6 +514,24 @@ def test_requests_of_unknown_batches_are_submitted_again_once_for_each_command(t
         assert len(server.batches.submitted()) == 2
 
 
+@pytest.mark.parametrize("status", [None, "200"])
+@pytest.mark.parametrize("vendor", ["openai", "mistral", "together"])
+def test_an_answer_without_a_readable_status_is_one(vendor: str, status: object, tmp_path: Path) -> None:
+    def changed(content: bytes) -> bytes:
+        entries = [json.loads(line) for line in content.splitlines()]
+        for entry in entries:
+            entry["response"]["status_code"] = status
+        entries[0]["response"]["body"] = {"error": {"message": "The server had an error", "type": "server_error"}}
+        server.batches.rewrite = bytes
+        return b"\n".join(json.dumps(entry).encode() for entry in entries)
+
+    with ApiServer() as server:
+        server.batches.rewrite = changed
+        outcomes = run(runner(server.url, vendor, tmp_path), requests(4))
+        attempts = [outcome.attempts for outcome in outcomes.values() if isinstance(outcome, Completion)]
+        assert sorted(attempts) == [1, 1, 1, 2]
+
+
 @pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
 def test_answers_that_cannot_be_used_count_as_possibly_billed(vendor: str, tmp_path: Path) -> None:
     """The first batch has an answer with an unknown id, and a line without a response and an error."""
