@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import logging
 import os
@@ -23,6 +22,8 @@ from swe_infer.redaction import without_secrets
 logger = logging.getLogger(__name__)
 
 _SOCKS = ("socks5", "socks5h")
+REFUSED_CREDENTIALS = "the SOCKS proxy refuses user name and password"
+"""The message of the error."""
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 """The name of a certificate file in a directory for OpenSSL."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -52,10 +53,6 @@ class Proxy:
     @property
     def scheme(self) -> str:
         return self.url.partition("://")[0].lower()
-
-    @property
-    def is_socks(self) -> bool:
-        return self.scheme in _SOCKS
 
 
 # Addresses.
@@ -152,11 +149,6 @@ def _check_proxy(proxy: Proxy, base_url: str) -> None:
     if proxy.scheme not in ("http", "https", *_SOCKS):
         raise ConfigError(
             f"{proxy.variable} names a proxy with the scheme {proxy.scheme}: must be http, https, socks5 or socks5h"
-        )
-    if proxy.is_socks and importlib.util.find_spec("socksio") is None:
-        raise ConfigError(
-            f"{proxy.variable} names a SOCKS proxy, which needs the package socksio: pip install 'swe_infer[socks]'; "
-            f"or unset it, or put {urlsplit(base_url).hostname} into NO_PROXY"
         )
 
 

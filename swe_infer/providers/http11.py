@@ -14,13 +14,15 @@ import ssl
 import time
 from base64 import b64encode
 from collections import defaultdict, deque
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from http.client import responses
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
 
 import h11
 import httpx2
+
+from swe_infer.providers.socks5 import connect_through
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -35,6 +37,9 @@ _NEXT_ADDRESS_S = 0.25
 _QUIET_S = 60
 """Idle seconds before TCP keep-alive probes: a model may reason for minutes without sending."""
 _PORTS = {"http": 80, "https": 443}
+_SOCKS_PORT = 1080
+
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
 
 class Http11Transport(httpx2.AsyncBaseTransport):
@@ -44,7 +49,8 @@ class Http11Transport(httpx2.AsyncBaseTransport):
         max_connections: maximum number of connections; further requests wait.
         keep_alive_s: seconds after which an idle connection is not used again.
         context: for TLS, also to a proxy.
-        proxy: an HTTP proxy. It opens a tunnel to an encrypted server, and forwards the requests to another one.
+        proxy: an HTTP proxy, which opens a tunnel to an encrypted server and forwards the requests to another one; or
+            a SOCKS5 proxy.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class Http11Transport(httpx2.AsyncBaseTransport):
         self._context = context
         self._context.set_alpn_protocols(["http/1.1"])
         self._proxy = proxy
+        self._is_socks = proxy is not None and proxy.url.scheme.startswith("socks")
         self._proxy_headers: Headers = []
         if proxy is not None and proxy.raw_auth is not None:
             self._proxy_headers = [(b"Proxy-Authorization", b"Basic " + b64encode(b":".join(proxy.raw_auth)))]
@@ -95,7 +102,7 @@ class Http11Transport(httpx2.AsyncBaseTransport):
             raise
         body = _Body(self, url, connection, timeouts.get("read"))
         target = url.raw_path
-        if self._proxy is not None and url.scheme == "http":
+        if self._proxy is not None and not self._is_socks and url.scheme == "http":
             target, headers = b"http://" + url.netloc + target, [*self._proxy_headers, *headers]
         try:
             await connection.send(method, target, headers, content, timeouts.get("write"))
@@ -145,6 +152,8 @@ class Http11Transport(httpx2.AsyncBaseTransport):
             async with asyncio.timeout(timeouts.get("connect")):
                 if self._proxy is None:
                     return await self._open(url)
+                if self._is_socks:
+                    return await self._open_through_socks(url, self._proxy)
                 connection = await self._open(self._proxy.url)
                 if url.scheme == "https":
                     await connection.tunnel(url, self._proxy_headers, self._context)
@@ -156,19 +165,38 @@ class Http11Transport(httpx2.AsyncBaseTransport):
 
     async def _open(self, url: httpx2.URL) -> _Connection:
         """A connection to the host of ``url``."""
+        return (await self._create(_Connection, url))[1]
+
+    async def _open_through_socks(self, url: httpx2.URL, proxy: httpx2.Proxy) -> _Connection:
+        """A connection to the host of ``url`` through a SOCKS5 proxy."""
+        host, answers, connection = url.raw_host.decode("ascii"), asyncio.StreamReader(), _Connection()
+        transport, _ = await self._create(lambda: asyncio.StreamReaderProtocol(answers), proxy.url)
+        try:
+            await connect_through(transport, answers, host, url.port or _PORTS[url.scheme], proxy.raw_auth)
+        except BaseException:
+            transport.abort()
+            raise
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        if url.scheme == "https":
+            await connection.encrypt(host, self._context)
+        return connection
+
+    async def _create(self, protocol: Callable[[], _P], url: httpx2.URL) -> tuple[asyncio.Transport, _P]:
+        """A connection to the host of ``url``, and its protocol."""
         host, is_encrypted = url.raw_host.decode("ascii"), url.scheme == "https"
-        transport, connection = await asyncio.get_running_loop().create_connection(
-            _Connection,
+        transport, made = await asyncio.get_running_loop().create_connection(
+            protocol,
             host,
-            url.port or _PORTS[url.scheme],
+            url.port or _PORTS.get(url.scheme, _SOCKS_PORT),
             ssl=self._context if is_encrypted else None,
             server_hostname=host if is_encrypted else None,
             # With a delay, Python 3.11 leaves the socket of a cancelled connection to the garbage collector.
             happy_eyeballs_delay=None if _is_address(host) else _NEXT_ADDRESS_S,
         )
-        for option in tcp_options():
+        for option in _tcp_options():
             transport.get_extra_info("socket").setsockopt(*option)
-        return connection
+        return transport, made
 
 
 class _Connection(asyncio.Protocol):
@@ -276,17 +304,29 @@ class _Connection(asyncio.Protocol):
             page, _ = self._parser.trailing_data  # a server sends nothing before the handshake
             if page:
                 raise httpx2.ProxyError("it answers in place of the server")
+        except (httpx2.ProtocolError, httpx2.NetworkError) as error:  # nothing of a request is sent yet
+            self.close()
+            raise httpx2.ProxyError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        await self.encrypt(host, context)
+
+    async def encrypt(self, host: str, context: ssl.SSLContext) -> None:
+        """Encrypts a connection through a proxy.
+
+        Raises:
+            OSError: it is lost, or cannot be encrypted.
+        """
+        try:
             transport = await asyncio.get_running_loop().start_tls(
                 self._transport, self, context, server_hostname=host
             )
             if transport is None:
-                raise ConnectionError("the proxy closed the tunnel before it was encrypted")
+                raise ConnectionError("the proxy closed the connection before it was encrypted")
         except TypeError as error:  # how some versions of Python 3.11 and 3.12 fail over an encrypted connection
             self.close()
             raise ConnectionError(str(error.__context__)) from error
-        except (httpx2.ProtocolError, httpx2.NetworkError) as error:  # nothing of a request is sent yet
-            self.close()
-            raise httpx2.ProxyError(str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -422,7 +462,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def tcp_options() -> list[tuple[int, int, int]]:
+def _tcp_options() -> list[tuple[int, int, int]]:
     """Socket options that make TCP probe idle connections."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (("TCP_KEEPIDLE", _QUIET_S), ("TCP_KEEPINTVL", _QUIET_S), ("TCP_KEEPCNT", 5)):

@@ -19,17 +19,7 @@ def http_transport(
     """
     import httpx2
 
-    from swe_infer.providers.http11 import Http11Transport, tcp_options
+    from swe_infer.providers.http11 import Http11Transport
 
-    verify = context or httpx2.create_ssl_context()
-    if proxy is None or not proxy.is_socks:
-        through = None if proxy is None else httpx2.Proxy(proxy.url)
-        return Http11Transport(max_concurrency, keep_alive_s, verify, through)
-    limits = httpx2.Limits(
-        max_connections=max_concurrency,
-        max_keepalive_connections=max_concurrency,
-        keepalive_expiry=keep_alive_s,
-    )
-    return httpx2.AsyncHTTPTransport(
-        limits=limits, verify=verify, proxy=httpx2.Proxy(proxy.url), socket_options=tcp_options()
-    )
+    through = None if proxy is None else httpx2.Proxy(proxy.url)
+    return Http11Transport(max_concurrency, keep_alive_s, context or httpx2.create_ssl_context(), through)

@@ -45,6 +45,7 @@ from swe_infer.providers.bounds import (
 )
 from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
 from swe_infer.providers.environment import (
+    REFUSED_CREDENTIALS,
     Proxy,
     address,
     check_connection_settings,
@@ -916,12 +917,12 @@ class WireProvider(Provider):
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else None
         cause = error.__cause__
-        by_proxy = status == 407 or (type(cause).__name__ == "ProxyError" and str(cause).startswith("407"))
-        if self._proxy is not None and by_proxy:
+        refusal = "HTTP 407" if status == 407 else str(cause) if type(cause).__name__ == "ProxyError" else ""
+        if self._proxy is not None and refusal.startswith(("HTTP 407", "407", REFUSED_CREDENTIALS)):
             variable = self._proxy.variable
             return AuthenticationFailed(
-                f"{where}: the proxy refuses the request (HTTP 407); check user name and password in {variable}",
-                status=407,
+                f"{where}: the proxy refuses the request ({refusal}); check user name and password in {variable}",
+                status=status,
             )
         if isinstance(error, self._sdk.APITimeoutError):
             late = TransientError(f"{where}: timed out")

@@ -8,7 +8,6 @@ import importlib.util
 import logging
 import re
 import ssl
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +78,6 @@ def test_a_proxy_that_cannot_be_used_is_named(variable: str, monkeypatch: pytest
         assert variable in refusal(), value
     monkeypatch.setenv(variable, "socks4://user:planted-secret@h")
     assert "planted" not in refusal()
-    if importlib.util.find_spec("socksio") is None:
-        monkeypatch.setenv(variable, "socks5://127.0.0.1:9")
-        assert variable in refusal()
-        assert "pip install 'swe_infer[socks]'" in refusal()
-
-
-def test_the_extra_that_a_socks_proxy_needs_is_one() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["optional-dependencies"]["socks"] == ["socksio>=1,<2"]
 
 
 def test_only_what_the_way_needs_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +178,34 @@ def test_a_proxy_that_refuses_the_credentials_is_named(scheme: str, monkeypatch:
     assert len(asked) == 2
     if scheme == "https":
         assert all(head.startswith(b"CONNECT host.example:443 ") for head in asked)
+
+
+def test_a_socks_proxy_that_refuses_the_credentials_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\5\2")
+        await reader.read(100)
+        writer.write(b"\1\1")
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as proxy:
+            port = proxy.sockets[0].getsockname()[1]
+            monkeypatch.setenv("ALL_PROXY", f"socks5://user:secret@127.0.0.1:{port}")
+            provider = OpenAIChat(base_url="https://host.example/v1")
+            provider.check_access()
+            await provider.open()
+            for _ in range(2):
+                with pytest.raises(
+                    AuthenticationFailed, match="check user name and password in ALL_PROXY"
+                ) as refused:
+                    await provider.complete(request_of(), model_for("openai"), timeout_s=30)
+                assert "secret" not in str(refused.value)
+                assert not may_have_been_billed(refused.value)
+            await provider.close()
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback")
+    asyncio.run(scenario())
 
 
 def test_certificates_are_loaded_where_the_way_is_encrypted() -> None:

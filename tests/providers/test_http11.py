@@ -18,7 +18,7 @@ import pytest
 from swe_infer.api.retry import may_have_been_billed
 from swe_infer.errors import ContextOverflow, RequestError
 from swe_infer.providers.bounds import ERROR_BYTES, WHOLE_BYTES
-from swe_infer.providers.environment import Proxy
+from swe_infer.providers.environment import REFUSED_CREDENTIALS, Proxy
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.transport import http_transport
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
@@ -358,11 +358,6 @@ def test_requests_through_a_proxy_share_its_connections(scheme: str, proxy_schem
             requests.append(await read_request(reader))
             writer.write(ANSWER)
 
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-        writer.close()
-
     async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         tunnels.append(head)
@@ -396,6 +391,131 @@ def test_requests_through_a_proxy_share_its_connections(scheme: str, proxy_schem
                 assert all(credentials in request for request in requests)
 
     asyncio.run(scenario())
+
+
+async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+    writer.close()
+
+
+class SocksProxy:
+    """A SOCKS5 proxy (RFC 1928, RFC 1929). It knows the host ``host.example``.
+
+    Args:
+        password: of the user ``user``; empty: it accepts everyone.
+        reply: to the request for a connection.
+    """
+
+    def __init__(self, password: bytes = b"", reply: int = 0) -> None:
+        self.password, self.reply = password, reply
+        self.hosts: list[bytes] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def counted() -> bytes:
+            return await reader.readexactly((await reader.readexactly(1))[0])
+
+        assert await reader.readexactly(1) == b"\5"
+        method = 2 if self.password else 0
+        if method not in await counted():
+            writer.write(b"\5\xff")
+            return
+        writer.write(bytes([5, method]))
+        if self.password:
+            assert await reader.readexactly(1) == b"\1"
+            is_known = [await counted(), await counted()] == [b"user", self.password]
+            writer.write(bytes([1, not is_known]))
+            if not is_known:
+                return
+        assert await reader.readexactly(3) == b"\5\1\0"
+        kind = (await reader.readexactly(1))[0]
+        self.hosts.append(await counted() if kind == 3 else await reader.readexactly({1: 4, 4: 16}[kind]))
+        port = int.from_bytes(await reader.readexactly(2), "big")
+        writer.write(bytes([5, self.reply, 0, 3, 4]) + b"here\0\0")
+        if not self.reply:
+            there = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                await asyncio.gather(pass_on(reader, there[1]), pass_on(there[0], writer), return_exceptions=True)
+            finally:
+                there[1].close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_requests_through_a_socks_proxy_share_its_connections(scheme: str, certificate: Path) -> None:
+    requests: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            requests.append(await read_request(reader))
+            writer.write(ANSWER)
+
+    async def scenario() -> None:
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        proxies = SocksProxy(), SocksProxy(b"p@ss")
+        async with serving(answer, server_context(certificate) if scheme == "https" else None) as url:
+            for proxy, credentials, kind in zip(proxies, ("", "user:p%40ss@"), ("socks5", "socks5h"), strict=True):
+                async with serving(proxy) as way:
+                    through = Proxy("ALL_PROXY", way.replace("http://", f"{kind}://{credentials}"))
+                    async with httpx2.AsyncClient(transport=http_transport(4, 60, trusted, through)) as http:
+                        for _ in range(3):
+                            assert (await http.post(f"{url}path?a=b", content="x")).text == "hello"
+                assert proxy.hosts == [b"\x7f\0\0\1"]
+        if scheme == "http":
+            async with (
+                serving(answer) as url,
+                serving(proxies[0]) as way,
+                client(proxy=way.replace("http://", "socks5://")) as http,
+            ):
+                named = url.replace("127.0.0.1", "host.example")
+                assert (await http.post(named, content="x")).text == "hello"
+            assert proxies[0].hosts[1:] == [b"host.example"]
+        assert {request.split()[1] for request in requests} == {b"/path?a=b", b"/"} - (
+            {b"/"} if scheme == "https" else set()
+        )
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("proxy", "credentials", "words"),
+    [
+        (SocksProxy(reply=5), "", "cannot connect to host.example: it refuses connections"),
+        (SocksProxy(reply=77), "", "cannot connect to host.example: 77"),
+        (SocksProxy(b"p"), "", REFUSED_CREDENTIALS),
+        (SocksProxy(b"p"), "user:wrong@", REFUSED_CREDENTIALS),
+        (SocksProxy(b"p"), f"user:{'p' * 300}@", "more than 255 bytes"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "", "it is no SOCKS5 proxy"),
+        (b"\5", "", "closed the connection"),
+        (b"\5\0\5\0\0", "", "closed the connection"),
+        (None, "", None),
+    ],
+)
+def test_a_socks_proxy_that_refuses_or_hangs_is_no_request_that_was_sent(
+    proxy: SocksProxy | bytes | None, credentials: str, words: str | None
+) -> None:
+    async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        if proxy is None:
+            await asyncio.Event().wait()
+        assert isinstance(proxy, bytes)
+        writer.write(proxy)
+        await asyncio.sleep(0)
+
+    async def error() -> Exception:
+        handle = proxy if isinstance(proxy, SocksProxy) else odd
+        async with serving(handle) as way:
+            url = way.replace("http://", f"socks5://{credentials}")
+            async with client(proxy=url, connect=0.5 if proxy is None else 30) as http:
+                with pytest.raises(httpx2.TransportError) as caught:
+                    await http.post("https://host.example/", content="x")
+                return caught.value
+
+    found = asyncio.run(error())
+    assert type(found) is (httpx2.ConnectTimeout if words is None else httpx2.ProxyError)
+    assert words is None or words in str(found)
+    sent = RequestError("POST https://host.example/: not connected")
+    sent.__cause__ = found
+    assert not may_have_been_billed(sent)
 
 
 @pytest.mark.parametrize("proxy_scheme", ["http", "https"])
