@@ -61,15 +61,17 @@ _QUOTA_CODES = {
     "billing_not_active",
     "billing_error",
     "access_terminated",
+    "budget_exceeded",
 }
+"""The last one is LiteLLM's, for its own budgets."""
 _QUOTA = re.compile(
     r"credit balance is too low|exceeded your current quota|insufficient (credits|balance)|specified API usage limits"
     r"|used all available credits|monthly spending limit|free-models-per-day|too many tokens per day"
-    r"|(tokens|requests) per day limit exceeded|key limit exceeded",
+    r"|(tokens|requests) per day limit exceeded|key limit exceeded|budget has been exceeded|crossed budget",
     re.IGNORECASE,
 )
 """The words of many vendors; from ``specified API usage limits`` on of Anthropic's limit of a month, xAI, Fireworks,
-the limits of a day of OpenRouter, Bedrock and Cerebras, and OpenRouter's limit of a key."""
+the limits of a day of OpenRouter, Bedrock and Cerebras, OpenRouter's limit of a key, and LiteLLM's budgets."""
 _QUOTA_STATUSES = (400, 403, 412, 429, 500)
 """412 is Fireworks', 500 MiniMax's."""
 _TOKENS_PER_MINUTE = "error-code#token-limit"
@@ -244,7 +246,7 @@ def classify(
         if _NOT_PER_MINUTE.search(f"{message} {_cut(_details(body))}"):
             return made(QuotaExhausted)
         return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
-    if status in (401, 402) and _is_upstream(body):
+    if (status in (401, 402) or _QUOTA.search(message)) and _is_upstream(body):
         return made(TransientError)
     is_rate = _TOKENS_PER_MINUTE in message
     if not is_rate and (
@@ -361,7 +363,7 @@ def _message_of(error: Any) -> str | None:
 def _is_upstream(body: Any) -> bool:
     """Whether OpenRouter states the error of a vendor, which concerns OpenRouter's account there. The next request
     may go to another vendor."""
-    error = _error_of(body)
+    error = body.get("error") if isinstance(body, dict) else None
     metadata = error.get("metadata") if isinstance(error, dict) else None
     return isinstance(metadata, dict) and bool(metadata.get("provider_name")) and metadata.get("is_byok") is not True
 
@@ -416,6 +418,8 @@ def _read(body: Any) -> tuple[set[str], str]:
         kinds.add(state)
     if isinstance(inner, dict) and isinstance(inner.get("code"), str):
         kinds.add(inner["code"])
+    if isinstance(metadata := error.get("metadata"), dict) and "flagged_input" in metadata:  # OpenRouter
+        kinds.add("content_filter")
     return kinds, _message_of(error) or ", ".join(sorted(kinds)) or (_cut(error) if error else "no explanation")
 
 

@@ -170,6 +170,14 @@ def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
         # OpenRouterTeam/ai-sdk-provider #24: now and then, and not the user's key, unless it is one of the vendor
         (401, {"error": {"message": "Provider returned error", "code": 401, "metadata": {"raw": '{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}', "provider_name": "Anthropic", "isErrorUpstreamFault": True}}}, TransientError),  # noqa: E501
         (401, {"error": {"message": "Provider returned error", "code": 401, "metadata": {"raw": "no", "provider_name": "Anthropic", "is_byok": True}}}, AuthenticationFailed),  # noqa: E501
+        # OpenRouter's account at a vendor: the words of anomalyco/opencode #14252 in the form of cline/cline #13194
+        (400, {"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": '{"error":{"message":"insufficient balance (1008)"}}', "provider_name": "Minimax"}}}, TransientError),  # noqa: E501
+        # openrouter.ai/docs/api/errors: the metadata of a moderation error
+        (403, {"error": {"message": "Your input was flagged", "code": 403, "metadata": {"reasons": ["violence"], "flagged_input": "kill the...", "provider_name": "OpenAI", "model_slug": "m"}}}, PromptFiltered),  # noqa: E501
+        # BerriAI/litellm #36729, #14144
+        (429, {"error": {"message": "Your AI usage allowance has been reached.", "type": "budget_exceeded", "code": "429"}}, QuotaExhausted),  # noqa: E501
+        (400, {"error": {"message": "litellm.BadRequestError: OpenAIException - Budget has been exceeded! Current cost: 14.1, Max budget: 100.", "type": None, "param": None, "code": "400"}}, QuotaExhausted),  # noqa: E501
+        (429, {"error": {"message": "No deployments available - crossed budget: Exceeded budget for deployment", "type": "None", "code": "429"}}, QuotaExhausted),  # noqa: E501
         # Gitlawb/openclaude #1125: OpenRouter's own error
         (402, {"error": {"message": "This request requires more credits, or fewer max_tokens.", "code": 402, "metadata": {"provider_name": None}}}, QuotaExhausted),  # noqa: E501
         (400, openai("The response was filtered", "content_filter"), PromptFiltered),
