@@ -165,6 +165,13 @@ class Batches:
         self._last_prompt: tuple[int, Prompt] | None = None
         self._reachability = Reachability([provider.address])
         self._pending: deque[Item] = deque()
+        self._polled: set[str] = set()
+        """Labels of the batches that have not ended."""
+        self._is_full = False
+        """The vendor takes no more requests until a batch ends."""
+        self._refused_alone = 0
+        """How often it has refused a single request, since a batch ended."""
+        self._most = min(provider.max_batch_requests, settings.max_requests or provider.max_batch_requests)
         self._possibly_billed = dict(journal.possibly_billed)
         self._unknown: dict[str, str] = {}
         """By label, why the state of a batch is unknown."""
@@ -235,8 +242,8 @@ class Batches:
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done & following:
                     following.discard(task)
-                    has_room = True
                     task.result()
+                    has_room = not self._is_full
                 for submission in {task for task in submitting if task.done()}:
                     submitting.discard(submission)
                     has_room = submission.result()
@@ -299,7 +306,8 @@ class Batches:
     # Submission.
 
     async def _submit_pending(self, following: set[asyncio.Task[None]], on_outcome: OnOutcome) -> bool:
-        """Submits the next batch. Returns False if it fits under the caps only after other requests are charged."""
+        """Submits the next batch. Returns False if further ones must wait: they fit under the caps only after other
+        requests are charged, or the vendor takes no more."""
         if self._stop.is_set():
             return True
         label = f"swe-{secrets.token_hex(6)}"
@@ -344,7 +352,7 @@ class Batches:
         self._journal.record_planned(batch)  # before anything is awaited: a label without an entry is released
         if await self._submit(batch, {key: encoded[key] for key in held}, on_outcome):
             following.add(asyncio.create_task(self._follow(batch, on_outcome)))
-        return True
+        return not self._is_full
 
     def _refuse(self, item: Item, on_outcome: OnOutcome) -> None:
         """Skips a request that does not fit under a cap. If it may have been billed before, it has failed."""
@@ -388,14 +396,11 @@ class Batches:
 
     def _choose(self, label: str, on_outcome: OnOutcome) -> tuple[dict[str, Item], dict[str, bytes]]:
         """The next requests for one batch and their encoded form, by custom id."""
-        most = min(
-            self._provider.max_batch_requests, self._settings.max_requests or self._provider.max_batch_requests
-        )
         most_bytes = min(self._provider.max_batch_bytes, _MEMORY_BYTES)
         chosen: dict[str, Item] = {}
         encoded: dict[str, bytes] = {}
         size = 0
-        while len(chosen) < most and self._read_more(on_outcome):
+        while len(chosen) < self._most and self._read_more(on_outcome):
             item = self._pending[0]
             request = self._request(item)
             if self._is_too_dear(request):
@@ -448,6 +453,9 @@ class Batches:
                     if found is not None:
                         batch_id = found
                         break
+                if isinstance(error, RateLimited) and delay_s is None and self._polled:
+                    self._postpone(batch, error, on_outcome)
+                    return False
                 if isinstance(error, ProviderFatal) or delay_s is None:
                     self._refused(batch, error, on_outcome)
                     return False
@@ -482,14 +490,19 @@ class Batches:
                 found = await self._locate(batch)
                 if found is None:
                     logger.info("batch %s was never accepted; its requests are submitted again", batch.label)
-                    self._resubmit(batch)
+                    self._resubmit(batch, "never taken")
                     return
                 self._journal.record_submitted(batch, found)
             assert batch.id is not None
-            status = await self._ended(batch.id)
+            self._polled.add(batch.label)
+            try:
+                status = await self._ended(batch.id)
+            finally:
+                self._polled.discard(batch.label)
             if status.state == "lost":
                 raise SubmissionLost(str(status.error))
             if status.state != "failed":
+                self._is_full, self._refused_alone = False, 0
                 await self._collect(batch, status, on_outcome)
                 return
         except SubmissionLost as why:
@@ -503,7 +516,12 @@ class Batches:
             return
         error = status.error or TransientError("the provider gave no reason")
         logger.warning("batch %s failed: %s", batch.label, error)
-        if isinstance(error, RateLimited | TransientError):
+        if isinstance(error, RateLimited):
+            await asyncio.sleep(
+                self._retry.delay_s(error, min(self._refused_alone + 1, self._retry.tries - 1), 0.0) or 0.0
+            )
+            self._postpone(batch, error, on_outcome)
+        elif isinstance(error, TransientError):
             await asyncio.sleep(self._retry.delay_s(error, 1, 0.0) or 0.0)
             self._retry_items(batch.items.values(), on_outcome)
             self._journal.record_closed(batch, type(error).__name__)
@@ -526,12 +544,26 @@ class Batches:
         self._journal.record_closed(batch, "lost")
         self._budget.release_other_batches(self._journal.open)
 
-    def _resubmit(self, batch: Batch) -> None:
+    def _resubmit(self, batch: Batch, why: str) -> None:
         """Closes a batch that was never accepted, and moves its requests to a later one."""
         wanted = [item for item in batch.items.values() if self._is_asked(item)]
         self._pending.extend(replace(item, usd=None) for item in wanted)
-        self._journal.record_closed(batch, "never taken")
+        self._journal.record_closed(batch, why)
         self._budget.release_other_batches(self._journal.open)
+
+    def _postpone(self, batch: Batch, error: RateLimited, on_outcome: OnOutcome) -> None:
+        """Closes a batch that the vendor's limits refuse, such as that of enqueued tokens. Its requests wait until
+        another batch ends, or go into smaller ones. One that is refused alone, again and again, fails."""
+        self._is_full = bool(self._polled)
+        if not self._is_full and len(batch.items) > 1:
+            self._most = -(-len(batch.items) // 2)
+            logger.warning("the vendor takes fewer requests at once: further batches have at most %d", self._most)
+        elif not self._is_full:
+            self._refused_alone += 1
+            if self._refused_alone >= self._retry.tries:
+                self._refused(batch, error, on_outcome)
+                return
+        self._resubmit(batch, type(error).__name__)
 
     async def _ended(self, batch_id: str) -> BatchStatus:
         wait_s = self._settings.first_poll_s

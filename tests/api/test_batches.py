@@ -355,6 +355,29 @@ def test_batches_that_expire_or_fail_cost_their_unanswered_requests_alone(vendor
         assert set(server.log.answers_by_prompt().values()) == {1}
 
 
+@pytest.mark.parametrize(("vendor", "most"), [("openai", None), ("openai", 4), ("anthropic", 4)])
+def test_a_limit_of_requests_in_batches_costs_no_request(vendor: str, most: int | None, tmp_path: Path) -> None:
+    # openai/openai-python #2084 (the words of OpenAI's failed batch); BerriAI/litellm #37539 and Anthropic
+    # (docs.claude.com/en/api/rate-limits, Message Batches) refuse the submission
+    with ApiServer(batch_delay_s=0.8) as server:  # longer than the tries of one submission
+        server.batches.max_running = 10
+        batches = replace(QUICK, max_requests=most)
+        outcomes = run(runner(server.url, vendor, tmp_path, cap="1", batches=batches), requests(40))
+        assert Counter(type(outcome) for outcome in outcomes.values()) == {Completion: 40}
+        assert {o.attempts for o in outcomes.values() if isinstance(o, Completion)} == {1}
+        assert set(server.log.answers_by_prompt().values()) == {1}
+        assert open_batches(tmp_path) == []
+
+
+def test_a_request_that_a_limit_always_refuses_fails(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.max_running = 0
+        outcomes = run(runner(server.url, "openai", tmp_path, cap="1"), requests(3))
+        assert [o.error_type for o in outcomes.values() if isinstance(o, Failure)] == ["RateLimited"] * 3
+        assert len(server.batches.submitted()) < 3 * FAST.tries
+        assert server.log.cost_usd() == 0
+
+
 @pytest.mark.parametrize(
     "vendor", ["openai", *(pytest.param(vendor, marks=pytest.mark.full) for vendor in EVERY if vendor != "openai")]
 )

@@ -90,6 +90,8 @@ class BatchDesk:
         """The URL to which requests for the content of files are redirected."""
         self.held = False
         """While set, no batch ends."""
+        self.max_running: int | None = None
+        """The most requests in running batches. OpenAI fails a batch above it, and Anthropic refuses it."""
         self.expire_next_after: int | None = None
         """The next batch expires after this number of its items were answered."""
         self.fail_next = ""
@@ -220,11 +222,20 @@ class BatchDesk:
             batch.errors = [{"code": "mismatched_model", "message": "one model for each batch", "line": 1}]
         if len(batch.items) > self.max_requests:
             batch.errors = [{"code": "too_many_tasks", "message": "too many requests", "line": None}]
+        if self._is_full(batch.items, batch):
+            message = "Enqueued token limit reached for gpt-4o in organization org-1. Limit: 90,000 enqueued tokens. "
+            message += "Please try again once some in_progress batches have been completed."
+            batch.errors = [{"code": "token_limit_exceeded", "message": message, "line": None, "param": None}]
         if batch.errors:
             batch.status, batch.ended_at = "failed", time.time()
         else:
             self._work(batch)
         return batch
+
+    def _is_full(self, items: list[dict[str, Any]], batch: _Batch | None = None) -> bool:
+        """Whether the requests of ``batch`` are too many beside those of other batches."""
+        running = sum(len(b.items) for b in self._batches.values() if b.ended_at is None and b is not batch)
+        return self.max_running is not None and running + len(items) > self.max_running
 
     def _mistral_route(self, request: HttpRequest, rest: list[str]) -> Route:
         match request.method, rest:
@@ -402,6 +413,8 @@ class BatchDesk:
                     return 400, _anthropic_error("requests: custom_id must be unique and match its pattern")
                 if len(items) > self.max_requests:
                     return 413, _anthropic_error("batch too large")
+                if self._is_full(items):
+                    return 429, _anthropic_error("too many requests in the processing queue", "rate_limit_error")
                 batch = _Batch(
                     id=f"msgbatch_{len(self._batches) + 1:06d}",
                     vendor="anthropic",
