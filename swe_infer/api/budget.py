@@ -79,6 +79,8 @@ class CostBudget:
         self._halted = False
         self._unspent: Decimal | None = None
         self._reserved_usd = self._paid_usd = Decimal(0)
+        self.exceeded = 0
+        """Requests that cost more than was reserved for them. What is reserved meanwhile may not fit."""
 
     @property
     def has_caps(self) -> bool:
@@ -134,6 +136,7 @@ class CostBudget:
         """Replaces a reservation by what was paid; None: the provider may have billed an unknown amount, so all of it
         counts. Returns what counts under the caps. The ledgers are written with the next reservation, or soon."""
         if usd is not None and usd > reservation.usd and self._ledgers:
+            self.exceeded += 1
             logger.warning("a request cost $%s, more than its worst case of $%s", usd, reservation.usd)
         entries = zip(self._ledgers, reservation.entries, strict=True)
         charged = [ledger.charge_later(entry, usd) for (_, ledger), entry in entries]

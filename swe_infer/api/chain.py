@@ -411,15 +411,20 @@ class Chain:
         user = self._endpoints
         async with endpoint.limiter.permit(size, flight.output_tokens, urgent=urgent, user=user) as permit:
             flight.requests = flight.requests[: endpoint.most_samples]  # which may be known only now
+            exceeded = self._budget.exceeded
             reservation = await self._reserve(flight, endpoint, permit)
             if self._halted.is_set() or self._stop.is_set():
                 self._budget.charge(reservation, Decimal(0))
                 raise Halted("the run is stopping")
             unreachable = self._reachability.is_doubtful() and not is_probe
-            if unreachable or (self._must_go_alone(flight, endpoint) and not is_alone):  # since this request waits
+            if (  # since this request waits
+                unreachable
+                or (self._must_go_alone(flight, endpoint) and not is_alone)
+                or self._budget.exceeded > exceeded
+            ):
                 self._budget.charge(reservation, Decimal(0))
                 endpoint.limiter.refund(permit)
-                raise Rerouted("one request at a time is sent")
+                raise Rerouted("one request at a time is sent, or less of the cap is left")
             flight.attempts += 1
             flight.began = flight.began or time.monotonic()
             self.counts.sent += 1

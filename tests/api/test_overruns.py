@@ -14,8 +14,8 @@ from swe_infer.errors import BudgetExceeded
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Budget, Completion, Decoding, SamplingParameter
-from tests.api.scripted import context, requests
+from swe_infer.types import ApiModel, Budget, Completion, Decoding, Pricing, Request, SamplingParameter, Usage
+from tests.api.scripted import ScriptedProvider, context, requests
 from tests.api.test_batches import FAST, QUICK
 from tests.api.test_runner import Outcomes
 from tests.support import commands
@@ -90,6 +90,35 @@ def test_a_cap_that_covers_what_is_in_flight_at_the_first_overrun_is_not_passed(
         assert Decimal("0.8") * cap <= server.log.cost_usd() <= cap
 
 
+def test_a_request_that_waits_for_the_budget_is_not_sent_at_an_outdated_bound(tmp_path: Path) -> None:
+    # Twelve requests fit together, after the first one. The first of them to be answered is billed ten times its
+    # bound. The request that has waited for all of them would be, too.
+    def held(provider: ScriptedProvider, one: Request) -> bool:
+        ended = len(provider.sent) - provider.in_flight
+        return {"i0": False, "i1": len(provider.sent) < 13}.get(one.instance_id, ended < 2)
+
+    provider = ScriptedProvider(
+        held=held,
+        tokens=lambda one: Usage(1, output_tokens=1000 if one.instance_id in ("i1", "i13") else 10),
+    )
+    dollar = Pricing(input_per_mtok=Decimal(0), output_per_mtok=Decimal(1_000_000))
+    model = ApiModel(name="m", pricing=dollar, max_output_tokens=100)
+    api = ApiRunner(
+        model=model,
+        provider=provider,
+        decoding=Decoding(max_new_tokens=100),
+        budget=Budget(max_usd=Decimal(1250)),
+        retry=FAST,
+        limits=Limits(start=64),
+    )
+    api.bind(context(tmp_path))
+    outcomes = Outcomes()
+    with pytest.raises(BudgetExceeded):
+        api.generate(requests(14), outcomes, threading.Event())
+    assert sum(o.cost_usd or 0 for _, o in outcomes if isinstance(o, Completion)) == 10 + 1000 + 11 * 10
+    assert "i13" not in [one.instance_id for one in provider.sent]
+
+
 @pytest.mark.parametrize("mode", ["live", "background"])
 def test_after_an_answer_within_its_bound_requests_go_together(mode: str, tmp_path: Path) -> None:
     many = 32
@@ -146,7 +175,7 @@ from swe_infer.errors import BudgetExceeded
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget
-from tests.api.scripted import context, requests
+from tests.api.scripted import ScriptedProvider, context, requests
 from tests.api.test_overruns import IN_FLIGHT, PLAIN
 url, directory, name, cap = sys.argv[1:]
 provider = OpenAIChat(base_url=url, max_concurrency=IN_FLIGHT)
