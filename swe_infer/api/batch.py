@@ -46,7 +46,7 @@ from swe_infer.errors import (
 )
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
-from swe_infer.providers.wire import estimated_tokens
+from swe_infer.providers.usage import estimated_tokens
 from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
 
 T = TypeVar("T")

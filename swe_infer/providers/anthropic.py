@@ -20,7 +20,8 @@ from swe_infer.errors import ConfigError, RequestError, TransientError
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify, one_line
-from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, whole_number
+from swe_infer.providers.usage import whole_number
+from swe_infer.providers.wire import MAX_PAGES, WireProvider, named
 from swe_infer.types import ApiModel, Decoding, Request
 
 logger = logging.getLogger(__name__)

@@ -18,20 +18,15 @@ from swe_infer.providers.framing import DOUBTFUL_GRACE_S, GRACE_S, until_complet
 from swe_infer.providers.image_parts import anthropic_images, image_fault, with_content
 from swe_infer.providers.knobs import MESSAGES, Dialect
 from swe_infer.providers.unspoken import Unspoken, strings_of
-from swe_infer.providers.wire import (
+from swe_infer.providers.usage import (
     Implausible,
-    StreamChoice,
-    Unreadable,
     checked_usage,
     later_usage,
-    named,
     optional_count,
-    price_terms_of,
-    size_of,
     stated_dollars,
-    streams_output,
     token_count,
 )
+from swe_infer.providers.wire import StreamChoice, Unreadable, named, price_terms_of, size_of, streams_output
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
 
 _TIER_FIELDS = {

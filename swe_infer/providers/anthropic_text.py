@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from swe_infer.providers.anthropic import AnthropicProvider
 from swe_infer.providers.base import Answer
 from swe_infer.providers.finish_reasons import finish_reason_of
-from swe_infer.providers.wire import Unreadable, estimated_tokens, named
+from swe_infer.providers.usage import estimated_tokens
+from swe_infer.providers.wire import Unreadable, named
 from swe_infer.types import ApiModel, Prompt, Request, Usage
 
 _HUMAN = "\n\nHuman:"

@@ -16,7 +16,8 @@ from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify, one_line
 from swe_infer.providers.file_batches import FileBatches, file_name, json_line
 from swe_infer.providers.image_parts import google_part
-from swe_infer.providers.wire import MAX_PAGES, Implausible, token_count
+from swe_infer.providers.usage import Implausible, token_count
+from swe_infer.providers.wire import MAX_PAGES
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
 
 _ADDRESS = re.compile(r"(?P<root>https?://.+?)/(?P<version>v\d\w*)/openai/?")

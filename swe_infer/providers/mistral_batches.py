@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from swe_infer.providers.base import BatchStatus, FoundBatch
 from swe_infer.providers.file_batches import GRACE_S, LABEL, FileBatches, json_line
-from swe_infer.providers.wire import MAX_PAGES, whole_number
+from swe_infer.providers.usage import whole_number
+from swe_infer.providers.wire import MAX_PAGES
 from swe_infer.types import ApiModel, Request
 
 _PATH = "/batch/jobs"

@@ -9,7 +9,8 @@ from swe_infer.errors import RequestError, TransientError
 from swe_infer.providers.base import BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify, one_line
 from swe_infer.providers.file_batches import GRACE_S, LABEL, FileBatches, json_line
-from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, whole_number
+from swe_infer.providers.usage import whole_number
+from swe_infer.providers.wire import MAX_PAGES, WireProvider, named
 from swe_infer.types import ApiModel, Request
 
 _FILES = ("output_file_id", "error_file_id")

@@ -29,20 +29,16 @@ from swe_infer.providers.openai import COUNT_PATH, OpenAIProvider
 from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.together_batches import TogetherBatches
 from swe_infer.providers.unspoken import Unspoken, strings_of
-from swe_infer.providers.wire import (
+from swe_infer.providers.usage import (
     MAX_USD,
     Implausible,
-    StreamChoice,
-    Unreadable,
     checked_usage,
     later_usage,
-    named,
     optional_count,
-    size_of,
     stated_dollars,
-    streams_output,
     token_count,
 )
+from swe_infer.providers.wire import StreamChoice, Unreadable, named, size_of, streams_output
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, sample_seed
 
 LimitKey = Literal["max_tokens", "max_completion_tokens"]

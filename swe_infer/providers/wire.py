@@ -18,7 +18,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -61,17 +60,14 @@ from swe_infer.providers.framing import DONE, beginning_of, is_event_stream, ser
 from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged, with_sampling
 from swe_infer.providers.transport import http_transport
+from swe_infer.providers.untrusted_json import decoded_json
+from swe_infer.providers.usage import checked_usage, stated_dollars
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
 _CONNECT_TIMEOUT_S = 15.0
 _REQUESTS_FOR_A_FILE = 4
 """With those to which it is redirected."""
 _KEEP_ALIVE_S = 60.0
-_BYTES_A_TOKEN = 3
-_LONGEST_TOKENS = 40
-"""Characters a token of a long answer, on average at most. No vocabulary reaches it with text."""
-_LONG_ANSWER = 400
-"""Characters."""
 _DRAIN_S = 0.2
 """Seconds to wait for the end of a stream after its last event. An unfinished connection is not reused."""
 _LONGEST_UNSTREAMED = 16_000
@@ -87,23 +83,12 @@ StreamChoice = Annotated[
 MAX_PAGES = 1000
 """Maximum pages of a list, with 100 entries each. A longer list is refused."""
 
-_DIGITS = re.compile(r"\d{1,9}", re.ASCII)
-_MAX_TOKENS = 100_000_000
-"""Largest plausible token count, ten times the largest context window."""
-_HIDDEN_TOKENS = 100_000
-"""Tokens that a server may add to a prompt, or write in addition to the maximum (reasoning)."""
-MAX_USD = 10_000
-"""Largest plausible cost of one request."""
 _COST_HEADER = "x-litellm-response-cost"
 """https://docs.litellm.ai/docs/proxy/response_headers"""
 _SHORT = 100
 """Characters of a name that is cached."""
 _LONGEST_WORDS = 200
 """Characters of a plain text in a stream that are quoted in an error."""
-_LONGEST_NUMBER = 40
-"""Maximum digits of an integer, as Python's conversion is quadratic in their number."""
-_DEEPEST = 64
-"""Levels that are kept of a body that is nested too deeply."""
 _BETA_HEADER = "anthropic-beta"
 """A list of features; every other header has one value."""
 _OF_ONE_BODY = (b"content-length", b"transfer-encoding")
@@ -112,7 +97,6 @@ _PREPARED: ContextVar[str | None] = ContextVar("_PREPARED", default=None)
 """The key in ``WireProvider._sent`` of the request that the SDK prepares in this task."""
 _TIERS_IN_BATCHES = (None, "auto", "default", "standard", "standard_only")
 _ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
-_JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
 _SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError)
 """Raised by code that reads a body of an unexpected shape."""
 
@@ -126,59 +110,10 @@ class Unreadable(Exception):
     """An answer with status 200 that is not in the vendor's format. The message says why."""
 
 
-class Implausible(ValueError):
-    """A token count is invalid: not an integer, negative, or larger than any context window."""
-
-
-def decoded_json(raw: bytes | str) -> Any:
-    """Decodes JSON text. Integers with too many digits become floats, values that are nested too deeply null, and
-    bytes that are not UTF-8 replacement characters.
-
-    Raises:
-        ValueError: it is not JSON.
-    """
-    try:
-        return json.loads(raw, parse_int=_parsed_int)
-    except UnicodeDecodeError:
-        assert isinstance(raw, bytes)
-        return decoded_json(raw.decode("utf-8", "replace"))
-    except RecursionError:
-        text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "replace")
-        try:
-            return json.loads(_without_deep_values(text), parse_int=_parsed_int)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-
-
-def _parsed_int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _LONGEST_NUMBER else float(digits)
-
-
-def _without_deep_values(text: str) -> str:
-    """JSON text with null for every list and object below the level ``_DEEPEST``."""
-    kept: list[str] = []
-    depth = start = 0
-    for token in _JSON_TOKEN.finditer(text):
-        if text[token.start()] in "[{":
-            depth += 1
-            if depth == _DEEPEST:
-                kept += [text[start : token.start()], "null"]
-        elif text[token.start()] in "]}":
-            depth -= 1
-            if depth == _DEEPEST - 1:
-                start = token.end()
-    return "".join([*kept, text[start:]])
-
-
 def _custom_id(line: bytes, key: str) -> str | None:
     """The custom id in the first bytes of a line that is too long."""
     found = re.search(rb'"%s"\s*:\s*"([\w-]{1,64})"' % key.encode(), line, re.ASCII)
     return None if found is None else found[1].decode("ascii")
-
-
-def whole_number(value: Any) -> int:
-    """``value`` if it is a non-negative integer, else 0. For counts that are only shown."""
-    return value if type(value) is int and value >= 0 else 0
 
 
 def named(value: Any) -> str | None:
@@ -192,98 +127,6 @@ def named(value: Any) -> str | None:
 def _short_name(value: str) -> str:
     """:func:`one_line` of a model or finish reason, most of which repeat."""
     return one_line(value)
-
-
-def estimated_tokens(text: str) -> int:
-    """Tokens in ``text``, estimated at three bytes each.
-
-    Anthropic's glossary states 3.5 characters for English. Code with line numbers has fewer, and an estimated cost
-    should be too high rather than too low.
-    """
-    return -(-len(text.encode(errors="replace")) // _BYTES_A_TOKEN)
-
-
-def token_count(counts: Any, *names: str) -> int:
-    """The first of ``names`` that ``counts`` has; 0 if it has none.
-
-    Raises:
-        Implausible: ``counts`` is not a JSON object, or the count is invalid.
-    """
-    if not isinstance(counts, dict):
-        raise Implausible("no JSON object")
-    value = next((counts[name] for name in names if counts.get(name) is not None), 0)
-    if (isinstance(value, str) and _DIGITS.fullmatch(value)) or (isinstance(value, float) and value.is_integer()):
-        value = int(value)  # as Protocol Buffers write long integers, and languages without integers
-    if type(value) is not int or not 0 <= value <= _MAX_TOKENS:
-        raise Implausible(names[0])
-    return value
-
-
-def optional_count(counts: Any, *names: str) -> int:
-    """The largest count among ``names``, as servers name a part of a count differently; 0 if there is none.
-
-    Raises:
-        Implausible: ``counts`` is neither a JSON object nor null, or a count is invalid.
-    """
-    return 0 if counts is None else max(token_count(counts, name) for name in names)
-
-
-def later_usage(usage: Any, stated: Any) -> Any:
-    """The usage of a stream after an event with usage. Counts are cumulative, so a missing or zero one was stated
-    before: some servers count the prompt at the beginning alone, and others at the end alone."""
-    if not stated:
-        return usage
-    if not isinstance(stated, dict) or not isinstance(usage, dict | None):
-        return stated
-    usage = usage or {}
-    return usage | {key: value for key, value in stated.items() if value or not usage.get(key)}
-
-
-def stated_dollars(value: Any) -> Decimal | None:
-    """A cost that a server states, a number or a text; None if it states none. Gateways send 0 for models whose price
-    they do not know, so 0 is no statement."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        usd = Decimal(str(value)[:_LONGEST_NUMBER])
-    except ArithmeticError:
-        return None
-    return usd if usd.is_finite() and 0 < usd <= MAX_USD else None
-
-
-def _is_plausible(usage: Usage, request: Request | None, choices: int) -> bool:
-    """Whether ``choices`` answers to a request can have these counts; a token has at least one byte."""
-    if request is None:
-        return True
-    inputs = max(usage.input_tokens, usage.cached_input_tokens + usage.cache_write_tokens)
-    outputs = 2 * choices * request.decoding.max_new_tokens
-    shown = inputs - _HIDDEN_TOKENS * (1 + len(request.prompt.images))
-    # Usually there are fewer tokens than characters, and the bytes need not be counted.
-    fits = shown <= 2 * request.prompt.characters or shown <= 2 * len(request.prompt.text.encode(errors="replace"))
-    return fits and usage.output_tokens <= outputs + _HIDDEN_TOKENS
-
-
-def checked_usage(stated: Usage | None, request: Request | None, text: str, choices: int = 1) -> tuple[Usage, bool]:
-    """(token counts, whether they are estimated). Missing and implausible counts are estimated, so that no text is
-    counted as free of charge.
-
-    Args:
-        stated: the server's counts; None: missing or invalid.
-        request: None if the prompt is unknown.
-        text: the answer.
-        choices: how many answers the counts are of.
-    """
-    usage = stated if stated is not None and _is_plausible(stated, request, choices) else Usage()
-    if len(text) >= max(_LONG_ANSWER, _LONGEST_TOKENS * usage.output_tokens):
-        usage = replace(usage, output_tokens=0)  # one token was counted for the whole answer
-    if usage.input_tokens and (usage.output_tokens or not text):
-        return usage, False
-    prompt = "" if request is None else request.prompt.text
-    return replace(
-        usage,
-        input_tokens=max(usage.input_tokens, estimated_tokens(prompt)),
-        output_tokens=max(usage.output_tokens, estimated_tokens(text)),
-    ), True
 
 
 def price_terms_of(sent: Mapping[str, Any], *, cache_ttl: str = "5m", caches_unasked: bool = False) -> PriceTerms:

@@ -19,7 +19,8 @@ from swe_infer.providers.faults import classify, one_line
 from swe_infer.providers.headers import rate_limits_of, request_id_of, retry_after_s
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
-from swe_infer.providers.wire import WireProvider, decoded_json
+from swe_infer.providers.untrusted_json import decoded_json
+from swe_infer.providers.wire import WireProvider
 from tests.providers.conftest import HAVE_BOTO3, build, model_for, request_of
 from tests.support import commands
 from tests.support.api_hostile import HostileServer, chat, hostile_server

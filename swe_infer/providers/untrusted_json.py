@@ -1,0 +1,53 @@
+"""Decodes JSON of a server, whose numbers and nesting are not trusted."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+LONGEST_NUMBER = 40
+"""Maximum digits of an integer, as Python's conversion is quadratic in their number."""
+_DEEPEST = 64
+"""Levels that are kept of a body that is nested too deeply."""
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
+
+
+def decoded_json(raw: bytes | str) -> Any:
+    """Decodes JSON text. Integers with too many digits become floats, values that are nested too deeply null, and
+    bytes that are not UTF-8 replacement characters.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(raw, parse_int=_parsed_int)
+    except UnicodeDecodeError:
+        assert isinstance(raw, bytes)
+        return decoded_json(raw.decode("utf-8", "replace"))
+    except RecursionError:
+        text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "replace")
+        try:
+            return json.loads(_without_deep_values(text), parse_int=_parsed_int)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
+def _parsed_int(digits: str) -> int | float:
+    return int(digits) if len(digits) <= LONGEST_NUMBER else float(digits)
+
+
+def _without_deep_values(text: str) -> str:
+    """JSON text with null for every list and object below the level ``_DEEPEST``."""
+    kept: list[str] = []
+    depth = start = 0
+    for token in _JSON_TOKEN.finditer(text):
+        if text[token.start()] in "[{":
+            depth += 1
+            if depth == _DEEPEST:
+                kept += [text[start : token.start()], "null"]
+        elif text[token.start()] in "]}":
+            depth -= 1
+            if depth == _DEEPEST - 1:
+                start = token.end()
+    return "".join([*kept, text[start:]])
