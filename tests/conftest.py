@@ -155,4 +155,9 @@ def watch(config: pytest.Config) -> ProcessWatch:
 
 
 def make_late_imports(module: ModuleType) -> None:
-    exec(compile(ast.Module(late_imports(str(module.__file__)), []), str(module.__file__), "exec"), vars(module))
+    """Garbage collection takes a fifth of the time of such imports, and finds nothing."""
+    gc.disable()
+    try:
+        exec(compile(ast.Module(late_imports(str(module.__file__)), []), str(module.__file__), "exec"), vars(module))
+    finally:
+        gc.enable()
