@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -40,6 +40,15 @@ VENDORS = ("openai", "anthropic")
 OTHERS = {"mistral": "mistral-large-4", "together": "openai/gpt-oss-120b", "gemini": "gemini-3.8-flash"}
 """A model of each vendor whose batches have a form of their own."""
 EVERY = (*VENDORS, "openai_responses", *OTHERS)
+
+
+def some_of(vendors: Iterable[str]) -> list[Any]:
+    """Those of the main vendors and of one other form run without ``--all``; tests/providers tries every form."""
+    return [
+        pytest.param(vendor, marks=[pytest.mark.full] * (vendor not in (*VENDORS, "gemini"))) for vendor in vendors
+    ]
+
+
 QUICK = BatchSettings(first_poll_s=0.05, max_poll_s=0.1, settle_s=0.3)
 FAST = Retry(backoff_s=0.02, max_backoff_s=0.05)
 
@@ -84,7 +93,7 @@ def run(api: ApiRunner, wanted: list[Request]) -> dict[tuple[str, int], Outcome]
     return outcomes.by_key
 
 
-@pytest.mark.parametrize("vendor", EVERY)
+@pytest.mark.parametrize("vendor", some_of(EVERY))
 def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         api = runner(
@@ -109,7 +118,7 @@ def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path:
         assert not (tmp_path / "batch_prompts.jsonl").exists()
 
 
-@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
 def test_expired_missing_and_unknown_results_are_submitted_again(vendor: str, tmp_path: Path) -> None:
     faults = [
         Fault(kind, fraction=0.15) for kind in ("batch_expired", "batch_lost", "batch_wrong_id", "server_error")
@@ -122,7 +131,7 @@ def test_expired_missing_and_unknown_results_are_submitted_again(vendor: str, tm
         assert max(o.attempts for o in outcomes.values() if isinstance(o, Completion)) > 1
 
 
-@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
 def test_items_that_cannot_succeed_fail_or_are_skipped_individually(vendor: str, tmp_path: Path) -> None:
     faults = [Fault("bad_request", contains="fix it 3"), Fault("context_overflow", contains="fix it 5")]
     with ApiServer(faults=faults) as server:
@@ -132,7 +141,7 @@ def test_items_that_cannot_succeed_fail_or_are_skipped_individually(vendor: str,
         assert sum(isinstance(o, Completion) for o in outcomes.values()) == 8
 
 
-@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
 def test_a_submission_whose_response_is_lost_is_found_and_not_repeated(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.drop_next_submissions = 1
@@ -311,7 +320,7 @@ def child_of(code: str, url: str, vendor: str, directory: Path) -> commands.Comm
     return commands.start("-c", code, url, vendor, str(directory), cwd=Path.cwd(), env=os.environ)
 
 
-@pytest.mark.parametrize("vendor", OTHERS)
+@pytest.mark.parametrize("vendor", some_of(OTHERS))
 def test_a_batch_whose_id_is_lost_in_a_kill_is_collected_and_not_repeated(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.response_delay_s = 5.0
@@ -329,7 +338,7 @@ def test_a_batch_whose_id_is_lost_in_a_kill_is_collected_and_not_repeated(vendor
         assert len(server.batches.submitted()) == 2  # the killed process's batch, and one of the other two requests
 
 
-@pytest.mark.parametrize("vendor", OTHERS)
+@pytest.mark.parametrize("vendor", some_of(OTHERS))
 def test_a_submission_that_fails_after_its_upload_is_repeated(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.script_elsewhere(*[None] * (2 if vendor == "gemini" else 1), "server_error")
@@ -338,7 +347,7 @@ def test_a_submission_that_fails_after_its_upload_is_repeated(vendor: str, tmp_p
         assert len(server.batches.submitted()) == 1
 
 
-@pytest.mark.parametrize("vendor", OTHERS)
+@pytest.mark.parametrize("vendor", some_of(OTHERS))
 def test_batches_that_expire_or_fail_cost_their_unanswered_requests_alone(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.expire_next_after = 3
@@ -483,7 +492,7 @@ def test_truncated_results_cause_no_second_batch(vendor: str, tmp_path: Path) ->
         collect_the_last_of_five(server, vendor, tmp_path, outcomes)
 
 
-@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
 def test_an_unreadable_line_beside_every_answer_leaves_no_batch_open(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.rewrite = lambda content: content + b"<html>no answer</html>\n"
@@ -504,7 +513,7 @@ def errors_around(content: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
 def test_an_answer_counts_beside_errors_with_the_same_id(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.rewrite = errors_around
@@ -513,7 +522,7 @@ def test_an_answer_counts_beside_errors_with_the_same_id(vendor: str, tmp_path: 
         assert len(server.batches.submitted()) == 1
 
 
-@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
 def test_results_that_are_fewer_than_the_vendor_counts_cause_no_second_batch(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.rewrite = lambda content: content[: content.rindex(b"\n", 0, -1) + 1]
@@ -555,7 +564,7 @@ def test_an_answer_without_a_readable_status_is_one(vendor: str, status: object,
         assert sorted(attempts) == [1, 1, 1, 2]
 
 
-@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
 def test_answers_that_cannot_be_used_count_as_possibly_billed(vendor: str, tmp_path: Path) -> None:
     """The first batch has an answer with an unknown id, and a line without a response and an error."""
 

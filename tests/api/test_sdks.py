@@ -86,7 +86,13 @@ def run(api: ApiRunner, wanted: list[Request]) -> dict[tuple[str, int], Outcome]
     return outcomes.by_key
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.full] * (name in ("azure_openai", "openai_compatible", "vertex")))
+        for name in MAKERS
+    ],
+)
 def test_every_provider_answers_and_its_cost_is_the_server_s_own_bill(name: str) -> None:
     with ApiServer(latency_s=0.01) as server:
         outcomes = run(runner(server, name), requests(40, text=TEXT))

@@ -64,6 +64,7 @@ def test_four_processes_under_one_cap_never_pass_it_and_use_it_up(tmp_path: Path
         assert Decimal("0.95") * Decimal(cap) <= bill <= Decimal(cap)
 
 
+@pytest.mark.full
 def test_the_cap_holds_when_processes_are_killed_and_started_again(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

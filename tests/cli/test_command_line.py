@@ -65,7 +65,7 @@ def imported(result: subprocess.CompletedProcess[str]) -> set[str]:
     [
         pytest.param(["--cfg", "job", "model=gpt-4o", "dataset=swebench_oracle"], 0, 450, marks=pytest.mark.full),
         pytest.param(["decoding.tempratur=1"], 2, 450, marks=pytest.mark.full),
-        (["-m", "decoding.tempratur=1,2"], 2, 450),
+        pytest.param(["-m", "decoding.tempratur=1,2"], 2, 450, marks=pytest.mark.full),
         (["model=gpt-4o", "provider=openai", "shard.index=0"], 2, 540),
         pytest.param(["dataset=jsonl", "tracker=none"], 2, 450, marks=pytest.mark.full),
     ],
@@ -112,7 +112,7 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
             180,
             ["provider=deepseek:\n  deepseek-chat ", "Retires 2026-07-24.\n  deepseek-flash ", "\nlocal models:\n"],
         ),
-        (["--help", "model=mine", "--config-dir=own"], 180, ["name: my-tune"]),
+        pytest.param(["--help", "model=mine", "--config-dir=own"], 180, ["name: my-tune"], marks=pytest.mark.full),
         pytest.param(["--help", "hydra/launcher"], 180, ["== hydra/launcher/ray.yaml =="], marks=pytest.mark.full),
         pytest.param(["-sc", "install=bash"], 180, ["complete "], marks=pytest.mark.full),
         (["-sc", "query=bash"], 300, ["provider.mode=batch\nprovider.mode=live\n"]),
@@ -287,24 +287,31 @@ def test_malformed_arguments_suggest_what_was_meant() -> None:
         assert len(str(error.value)) < 400, arguments
 
 
-def test_errors_suggest_what_was_meant(tmp_path: Path) -> None:
+SUGGESTIONS = [
+    (["--model", "gpt-4o"], "keys are written without dashes: model=gpt-4o"),
+    (["model=gpt-4(o"], "did you mean gpt-4o"),
+    (["model=gpt-4o", "provider=anthropic"], "it is a model of openai: choose provider=openai"),
+    (["output_dir="], "output_dir is empty: name a path, or null"),
+    (["model=gpt-4o", "provider.base_url="], "provider.base_url is empty: give an address, or null"),
+    (["decoding.temperature=0.2,0.8"], "several values are a sweep, which needs -m"),
+]
+MORE_SUGGESTIONS = [
+    (["model==gpt-4o"], "did you mean gpt-4o"),
+    (["model=zzzz"], "model=zzzz: unknown option; --help model lists all "),
+    (["model=gpt-4o", "budget.max_usd=$20"], 'budget.max_usd="$20": must be an amount'),
+    (["model="], "model=: unknown option; --help model lists all "),
+    (["model.path="], "model.path is empty: name a path"),
+    (["from="], "from is empty: name a path, or null"),
+    (["model=gpt-4o", "provider.api_key_env="], "provider.api_key_env is empty: name an environment variable"),
+]
+
+
+@pytest.mark.parametrize(
+    "cases", [SUGGESTIONS, pytest.param(MORE_SUGGESTIONS, marks=pytest.mark.full)], ids=["", "more"]
+)
+def test_errors_suggest_what_was_meant(cases: list[tuple[list[str], str]], tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": ""}
-    wrong_provider = "it is a model of openai: choose provider=openai"
-    for arguments, said in [
-        (["--model", "gpt-4o"], "keys are written without dashes: model=gpt-4o"),
-        (["model==gpt-4o"], "did you mean gpt-4o"),
-        (["model=gpt-4(o"], "did you mean gpt-4o"),
-        (["model=zzzz"], "model=zzzz: unknown option; --help model lists all "),
-        (["model=gpt-4o", "provider=anthropic"], wrong_provider),
-        (["model=gpt-4o", "budget.max_usd=$20"], 'budget.max_usd="$20": must be an amount'),
-        (["model="], "model=: unknown option; --help model lists all "),
-        (["model.path="], "model.path is empty: name a path"),
-        (["output_dir="], "output_dir is empty: name a path, or null"),
-        (["from="], "from is empty: name a path, or null"),
-        (["model=gpt-4o", "provider.base_url="], "provider.base_url is empty: give an address, or null"),
-        (["model=gpt-4o", "provider.api_key_env="], "provider.api_key_env is empty: name an environment variable"),
-        (["decoding.temperature=0.2,0.8"], "several values are a sweep, which needs -m"),
-    ]:
+    for arguments, said in cases:
         result = commands.run("swe_infer", *arguments, cwd=tmp_path, env=environment)
         assert result.returncode == 2, (arguments, result.stderr)
         assert result.stderr.startswith("error: "), (arguments, result.stderr)
@@ -434,13 +441,14 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.slow
-def test_without_the_extra_llama_everything_but_local_models_works(tmp_path: Path) -> None:
+def without_llama(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"}
+    return commands.run("-c", WITHOUT_LLAMA, module, *arguments, cwd=cwd, env=environment)
 
-    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return commands.run("-c", WITHOUT_LLAMA, module, *arguments, cwd=tmp_path, env=environment)
 
+@pytest.mark.slow
+@pytest.mark.full
+def test_without_the_extra_llama_every_command_works(tmp_path: Path) -> None:
     with ApiServer() as server:
         model = ("model=gpt-4o", f"provider.base_url={server.openai_url}")
         prompts = ("dataset=sample", "context=oracle", "prompt=style2", "dataset.limit=3", "--out", "rows.parquet")
@@ -451,11 +459,20 @@ def test_without_the_extra_llama_everything_but_local_models_works(tmp_path: Pat
             ("swe_infer.evaluate", "b", "--unsafe"),
             ("swe_infer.compare", "a", "b", "--html", "page.html"),
         ):
-            done = run(module, *arguments)
+            done = without_llama(module, *arguments, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
         assert len(server.log.asked()) == 6
     assert "resolved" in json.loads((tmp_path / "b" / "summary.json").read_text())
-    refused = run("swe_infer", "model=llama", "model.path=no/checkpoint", "output_dir=c")
+
+
+@pytest.mark.slow
+def test_without_the_extra_llama_models_behind_an_api_answer_and_local_ones_are_refused(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        model = ("model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset.limit=3", "tracker=none")
+        done = without_llama("swe_infer", *model, "output_dir=b", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len(server.log.asked()) == 3
+    refused = without_llama("swe_infer", "model=llama", "model.path=no/checkpoint", "output_dir=c", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr == (
         "error: runner=llama: local models need an extra that is not installed; pip install 'swe_infer[llama]', or "

@@ -54,7 +54,8 @@ def test_what_needs_a_home_directory_is_one_line(arguments: list[str], tmp_path:
     assert refused.stderr.count("\n") == 1, refused.stderr
 
 
-def test_a_run_needs_no_home_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tracker", ["none", pytest.param("wandb", marks=pytest.mark.full)])
+def test_a_run_needs_no_home_directory(tracker: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         done = run(
             "swe_infer",
@@ -63,8 +64,10 @@ def test_a_run_needs_no_home_directory(tmp_path: Path) -> None:
             "dataset.limit=1",
             "output_dir=run",
             "dataset.run_tests=false",
+            f"tracker={tracker}",
             cwd=tmp_path,
         )
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
-    assert list((tmp_path / "run" / "wandb").iterdir())
+    assert (tmp_path / "run" / "predictions.jsonl").read_text().count("\n") == 1
+    assert tracker == "none" or list((tmp_path / "run" / "wandb").iterdir())

@@ -139,7 +139,7 @@ def outcomes(home: Path, server: ApiServer, name: str, *arguments: str) -> dict[
     return {r["instance_id"]: tuple(r.get(key) for key in keys) for r in read_records(home / name / "records.jsonl")}
 
 
-def test_every_format_runs_without_repositories_as_the_rows_did_with_them(home: Path, server: ApiServer) -> None:
+def test_files_of_prompts_run_without_repositories_as_the_rows_did_with_them(home: Path, server: ApiServer) -> None:
     before = outcomes(home, server, "live", *frozen_from(home))
     systems = {exchange.prompt for exchange in server.log.exchanges if exchange.prompt}
     assert before["o__n-gone"][0] == "skipped"
@@ -150,7 +150,7 @@ def test_every_format_runs_without_repositories_as_the_rows_did_with_them(home: 
         "o__n-half": "repaired",
         "o__n-gone": None,
     }
-    for out, dataset in (("a.jsonl", "jsonl"), ("c.parquet", "parquet"), ("d", "disk")):
+    for out, dataset in (("a.jsonl", "jsonl"), ("c.parquet", "parquet")):
         made = freeze(home, *frozen_from(home), "--out", out)
         assert made.returncode == 0, made.stderr
         assert made.stdout.splitlines()[-1] == out
@@ -175,9 +175,22 @@ def test_every_format_runs_without_repositories_as_the_rows_did_with_them(home: 
     table = table_of(home / "c.parquet")
     assert table["mixed"].to_pylist() == ["none", "1", "2", "3"]
     assert dict(table["files"][1].as_py()[0]) == {"path": "pkg/dos.py", "content": TREE[b"pkg/dos.py"][1]}
-    assert [row["instance_id"] for row in saved_rows(home / "d")] == [r["instance_id"] for r in rows]
-    frozen = {path.name for path in home.glob("[a-d]*")}
-    assert frozen == {"a.jsonl", "c.parquet", "d"}
+    assert {path.name for path in home.glob("[a-d]*")} == {"a.jsonl", "c.parquet"}
+
+
+@pytest.mark.full
+def test_a_directory_of_rows_runs_as_a_file_of_them(home: Path, server: ApiServer) -> None:
+    for out in ("rows-of-a-directory", "rows-of-a-file.jsonl"):
+        made = freeze(home, *frozen_from(home), "--out", out)
+        assert made.returncode == 0, made.stderr
+    names = [json.loads(line)["instance_id"] for line in (home / out).read_text().splitlines()]
+    assert [row["instance_id"] for row in saved_rows(home / "rows-of-a-directory")] == names
+    found = [
+        outcomes(home, server, f"run-{dataset}", f"dataset={dataset}", f"dataset.path={path}", "model=gpt-4o")
+        for dataset, path in (("disk", "rows-of-a-directory"), ("jsonl", out))
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == len(names) == 4
 
 
 def large(path: Path, count: int) -> list[str]:
@@ -239,15 +252,35 @@ def test_a_file_grows_and_only_by_the_same_rules(tmp_path: Path) -> None:
     assert sorted(shards) == [f"i-{number:04}" for number in range(12)]
 
     kept = (tmp_path / "s0.jsonl").read_bytes()
+    for more, told in (
+        (["prompt=style2"], "prompt.style: 'style3' → 'style2'"),
+        (["-m"], "writes one set of prompts"),
+    ):
+        refused = freeze(tmp_path, *arguments, *more, "--out", "s0.jsonl")
+        assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
+        assert told in refused.stderr, refused.stderr
+    fewer = freeze(tmp_path, *arguments, "dataset.limit=1", "shard.count=2", "shard.index=0", "--out", "s0.jsonl")
+    assert "others     5 prompts of earlier commands" in fewer.stderr
+    text = (tmp_path / "rows.jsonl").read_text().replace("Mend it", "Mend that")
+    (tmp_path / "rows.jsonl").write_text(text)
+    changed = freeze(tmp_path, *arguments, "--out", "s0.jsonl")
+    assert changed.returncode == 2
+    assert "has changed; choose another name" in changed.stderr
+    assert (tmp_path / "s0.jsonl").read_bytes() == kept
+
+
+@pytest.mark.full
+def test_other_rules_and_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    arguments = large(tmp_path / "rows.jsonl", 2)
+    assert freeze(tmp_path, *arguments, "--out", "s0.jsonl").returncode == 0
+    kept = (tmp_path / "s0.jsonl").read_bytes()
     (tmp_path / "foreign.jsonl").write_text('{"instance_id": "x"}\n')
     for more, out, told in (
-        (["prompt=style2"], "s0.jsonl", "prompt.style: 'style3' → 'style2'"),
         (["context.readmes=false"], "s0.jsonl", "context.readmes: True → False"),
         (["dataset.max_tokens=9000"], "s0.jsonl", "dataset.max_tokens: None → 9000"),
         ([], "foreign.jsonl", "was not made by this command"),
         ([], "rows.csv", "name a .jsonl, .jsonl.gz or .parquet file, or a directory"),
         ([], "rows.jsonl/", "exists and is not a directory"),
-        (["-m"], "s0.jsonl", "writes one set of prompts"),
         (["modle=gpt-4o"], "s0.jsonl", "modle"),
         (["--config-dir=absent"], "s0.jsonl", "there is no such directory"),
     ):
@@ -256,13 +289,6 @@ def test_a_file_grows_and_only_by_the_same_rules(tmp_path: Path) -> None:
         assert len(refused.stderr.splitlines()) == 1
         assert told in refused.stderr, refused.stderr
     assert freeze(tmp_path, *arguments).stderr.startswith("error: --out: name a file")
-    fewer = freeze(tmp_path, *arguments, "dataset.limit=1", "shard.count=2", "shard.index=0", "--out", "s0.jsonl")
-    assert "others     5 prompts of earlier commands" in fewer.stderr
-    text = (tmp_path / "rows.jsonl").read_text().replace("Mend it", "Mend that")
-    (tmp_path / "rows.jsonl").write_text(text)
-    changed = freeze(tmp_path, *arguments, "--out", "s0.jsonl")
-    assert changed.returncode == 2
-    assert "has changed; choose another name" in changed.stderr
     assert (tmp_path / "s0.jsonl").read_bytes() == kept
 
 

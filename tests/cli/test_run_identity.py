@@ -225,6 +225,7 @@ def test_under_m_output_dir_is_the_sweeps_folder_and_a_list_gives_each_run_one(d
     assert desk.sent == 6
 
 
+@pytest.mark.full
 def test_experiments_of_one_identity_get_separate_directories(desk: Desk) -> None:
     folder = desk.folder / "own" / "experiment"
     folder.mkdir(parents=True)

@@ -37,10 +37,10 @@ T = TypeVar("T")
 
 WAYS = [pytest.param(name, {}, id=name) for name in PROVIDERS] + [
     pytest.param("openai", {"stream": True}, id="openai-streamed"),
-    pytest.param("azure_openai", {"stream": True}, id="azure_openai-streamed"),
+    pytest.param("azure_openai", {"stream": True}, id="azure_openai-streamed", marks=pytest.mark.full),
     pytest.param("openai_responses", {"stream": True}, id="openai_responses-streamed"),
     pytest.param("anthropic", {"stream": "always"}, id="anthropic-streamed"),
-    pytest.param("vertex", {"stream": "always"}, id="vertex-streamed"),
+    pytest.param("vertex", {"stream": "always"}, id="vertex-streamed", marks=pytest.mark.full),
     pytest.param(
         "bedrock",
         {"stream": "always"},

@@ -169,7 +169,8 @@ def test_a_turn_with_the_right_reason_resolves_and_only_turns_are_paid_for(tmp_p
         assert len(changes.statuses) == 8 + 5, "every turn has a patch of its own"
 
 
-def test_points_of_a_sweep_share_first_answers_and_turns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [None, pytest.param("1,2", marks=pytest.mark.full)])
+def test_points_of_a_sweep_share_first_answers_and_turns(turns: str | None, tmp_path: Path) -> None:
     with ApiServer(answer=(model := Model())) as server:
         result = run(
             model.ids(), "model=gpt-4o", f"provider.base_url={server.openai_url}", f"output_dir={tmp_path / 'sweep'}",
@@ -182,9 +183,11 @@ def test_points_of_a_sweep_share_first_answers_and_turns(tmp_path: Path) -> None
         counts = {name: summary(runs[name])["patches"] for name in ("feedback=none", "feedback=apply_error")}
         assert sum(counts["feedback=apply_error"].values()) == INSTANCES
         assert counts["feedback=none"]["none"] == 2
+        if turns is None:
+            return
         other = run(
             "model=gpt-4o", f"provider.base_url={server.openai_url}", f"output_dir={tmp_path / 'sweep'}",
-            model.ids(), "feedback=apply_error", "feedback.turns=1,2", "dataset.run_tests=false",
+            model.ids(), "feedback=apply_error", f"feedback.turns={turns}", "dataset.run_tests=false",
             cwd=tmp_path, sweep=True,
         )  # fmt: skip
         assert other.returncode == 0, other.stderr

@@ -203,6 +203,7 @@ def test_a_run_that_is_killed_in_a_round_pays_for_nothing_twice(interrupted: str
         assert summary(directory)["patches"] == {"applies": INSTANCES}
 
 
+@pytest.mark.full
 def test_a_cap_or_ctrl_c_among_the_requests_for_files(rows: Path, tmp_path: Path) -> None:
     directory, model = tmp_path / "run", Model()
     with ApiServer(answer=model) as server:

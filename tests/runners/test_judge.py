@@ -133,7 +133,7 @@ def test_the_judge_is_asked_once_where_different_results_apply(rows: Path, tmp_p
         assert (found["completed"], found["selection"]) == (INSTANCES * SAMPLES, "judge, majority")
         assert "3 to judge samples" in done.stderr
 
-        for more in (["selection=judge"], [], ["selection=judge"]):
+        for more in ([], ["selection=judge"]):
             assert run(*command, *more, cwd=tmp_path).returncode == 0
         assert len(server.log.answers()) == INSTANCES * SAMPLES + 3, "the answers are kept"
         assert selected(directory) == CHOSEN
@@ -180,6 +180,7 @@ def test_kills_caps_and_batches_pay_for_no_judgement_twice(rows: Path, tmp_path:
         assert abs(summary(directory)["cost_usd"] - server.log.cost_usd()) < Decimal("1e-9")
 
 
+@pytest.mark.full
 def test_shards_keep_their_judgements_when_they_are_merged(rows: Path, tmp_path: Path) -> None:
     shards = [tmp_path / f"shard{index}" for index in range(2)]
     with ApiServer(answer=Model()) as server:

@@ -138,6 +138,7 @@ def test_a_finished_run_answers_without_importing_torch(
     assert outputs(home / "uninterrupted") == uninterrupted
 
 
+@pytest.mark.full
 def test_two_shards_give_the_answers_of_one_run(home: Path, uninterrupted: dict[tuple[str, int], str]) -> None:
     found: dict[tuple[str, int], str] = {}
     for index in range(2):
