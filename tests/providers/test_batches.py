@@ -37,7 +37,9 @@ T = TypeVar("T")
 Result = Answer | RequestError
 
 NAMES = ["openai", "azure_openai", "openai_responses", "anthropic", "mistral", "together", "gemini"]
-named = pytest.mark.parametrize("name", NAMES)
+named = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name == "azure_openai")) for name in NAMES]
+)
 COUNTLESS = ("together",)
 """Vendors whose batches have no counts."""
 

@@ -55,14 +55,19 @@ def test_the_promised_presets_exist() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_has_a_price(preset: str) -> None:
-    model, provider, _ = composed(preset)
+def test_every_preset_has_a_price_and_plausible_facts(preset: str) -> None:
+    model, provider, decoding = composed(preset)
     if model.pricing is not None:
         text = (CONF / "model" / f"{preset}.yaml").read_text()
         assert "price list of" in text, "a stated price names its source and date"
     prices = price_table_for(model, node_of("provider", provider)["pricing_id"])
     assert prices is not None
     assert prices.price(Usage(input_tokens=1_000_000, output_tokens=1_000_000)) > Decimal("0.1")
+    assert model.context_window is not None
+    assert 8_000 <= model.context_window <= 1_050_000
+    assert model.max_output_tokens is None or 4_096 <= model.max_output_tokens <= model.context_window
+    if not {"temperature"} & set(model.parameters):
+        assert decoding.temperature is None
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -83,16 +88,6 @@ def test_the_default_decoding_of_every_preset_is_accepted(preset: str, server: A
             await built.close()
 
     assert asyncio.run(life()).startswith("Here is the change.")
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_facts_of_a_preset_are_plausible(preset: str) -> None:
-    model, _, decoding = composed(preset)
-    assert model.context_window is not None
-    assert 8_000 <= model.context_window <= 1_050_000
-    assert model.max_output_tokens is None or 4_096 <= model.max_output_tokens <= model.context_window
-    if not {"temperature"} & set(model.parameters):
-        assert decoding.temperature is None
 
 
 TODAY = date(2026, 11, 29)

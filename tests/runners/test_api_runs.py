@@ -680,6 +680,7 @@ def change_patches(directory: Path) -> None:
     assert recompute(directory).patches
 
 
+@pytest.mark.full
 def test_requests_in_flight_at_a_kill_count_under_a_cap_that_returns(server: ApiServer, tmp_path: Path) -> None:
     arguments = plain_run(server)
     killed_in_flight(server, *arguments, "budget.max_usd=1", "provider.max_concurrency=3", cwd=tmp_path)

@@ -183,7 +183,7 @@ def test_a_run_that_breaks_stops_no_other_and_goes_on_later(
     assert before == {name: (tmp_path / name / "records.jsonl").read_bytes() for name in before}
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_ctrl_c_ends_all_of_them_and_they_go_on_later(
     bench: Bench, alone: dict[str, dict[tuple[str, int], str]], tmp_path: Path, times: int
 ) -> None:

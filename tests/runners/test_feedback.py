@@ -219,6 +219,7 @@ def test_a_cap_holds_over_turns_and_more_budget_goes_on(tmp_path: Path) -> None:
         assert patches(tmp_path / "merged") == patches(directory)
 
 
+@pytest.mark.full
 def test_killed_in_a_turn_nothing_is_paid_for_twice(tmp_path: Path) -> None:
     directory = tmp_path / "run"
 

@@ -92,6 +92,7 @@ def test_a_run_answers_everything_and_counts_its_tokens(
         assert len(predictions) == INSTANCES
 
 
+@pytest.mark.full
 def test_killed_and_resumed_it_gives_the_answers_of_an_uninterrupted_run(
     home: Path, uninterrupted: dict[tuple[str, int], str]
 ) -> None:

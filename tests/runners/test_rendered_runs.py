@@ -90,7 +90,10 @@ def columns(config: Any) -> tuple[str, ...]:
     return rules["context"], rules["prompt"], prompt["style"], prompt["edit_format"]
 
 
-def test_a_sweep_over_prompts_shows_prompt_and_context_as_columns(server: ApiServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tracker", ["none", pytest.param("wandb", marks=pytest.mark.full)])
+def test_a_sweep_over_prompts_shows_prompt_and_context_as_columns(
+    tracker: str, server: ApiServer, tmp_path: Path
+) -> None:
     arguments = [
         "dataset=sample", "dataset.limit=2", "dataset.run_tests=false", "model=gpt-4o",
         f"provider.base_url={server.openai_url}",
@@ -109,10 +112,12 @@ def test_a_sweep_over_prompts_shows_prompt_and_context_as_columns(server: ApiSer
         ("oracle-1", "style2-1", "style2", "unified_diff"),
         ("oracle-1", "plain-1", "plain", "search_replace"),
     }
-    third = run(*arguments, "prompt=search_replace", "context=none", "tracker.mode=offline", cwd=tmp_path)
+    tracked = [f"tracker={tracker}", *["tracker.mode=offline"] * (tracker == "wandb")]
+    third = run(*arguments, "prompt=search_replace", "context=none", *tracked, cwd=tmp_path)
     assert third.returncode == 0, third.stderr
-    (tracked,) = read_offline_runs(tmp_path / third.stdout.splitlines()[-1])
-    assert columns(tracked.config) == ("none-1", "plain-1", "plain", "search_replace")
+    if tracker == "wandb":
+        (kept,) = read_offline_runs(tmp_path / third.stdout.splitlines()[-1])
+        assert columns(kept.config) == ("none-1", "plain-1", "plain", "search_replace")
     compared = as_json(compare([load_run(each) for each in (*runs, tmp_path / third.stdout.splitlines()[-1])]))
     differing = set(compared["differing_keys"])
     assert differing >= {"prompt.style", "prompt.edit_format", "rules.prompt", "rules.context"}
