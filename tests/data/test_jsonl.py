@@ -317,7 +317,7 @@ def test_the_real_instances_are_read_whole(real_path: Path) -> None:
     assert len(opened) == 32
 
 
-def test_endless_files_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_endless_files_are_refused_in_one_line(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zeros").symlink_to("/dev/zero")
     for name, kind in (("fifo", "a FIFO"), ("zeros", "a device")):
@@ -326,6 +326,8 @@ def test_endless_files_are_refused_in_one_line(tmp_path: Path) -> None:
     if (memory := Path("/proc/self/mem")).exists():  # a regular file whose start is unreadable
         with pytest.raises(DataError, match="/proc/self/mem cannot be read: Input/output error"):
             JsonlDataset(path=str(memory)).open()
+    if not request.config.getoption("full"):
+        return  # a packed line is as long in the test of a bomb
     with (tmp_path / "long").open("wb") as file:
         file.write(b'{"instance_id": "a", "text": "x"}\n')
         file.truncate(1 << 29)  # sparse

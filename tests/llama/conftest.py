@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -31,14 +31,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["plain", pytest.param("multi_head", marks=pytest.mark.full), "dynamic_rope"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints with different heads and positions, for properties that hold for each."""
-    variants: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "multi_head": {"num_key_value_heads": 4, "head_dim": 24},
-        "dynamic_rope": {"max_position_embeddings": 256, "rope_scaling": {"type": "dynamic", "factor": 8.0}},
-    }
-    from tests.support.checkpoints import make_checkpoint
+    from tests.support.checkpoints import make_variant
 
-    return make_checkpoint(tmp_path_factory.mktemp(request.param), **variants[request.param])
+    return make_variant(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
 }
-MORE = ("multi_head", "explicit_head_dim", "tied_embeddings", "large_theta", "yarn")
+MORE = ("grouped_query", "multi_head", "explicit_head_dim", "biases", "tied_embeddings", "large_theta", "yarn")
 """Families and other variants have these, too."""
 
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_many_files_is_the_same_model(tmp_path: Path) -> None:
     assert torch.equal(load(one)(ids), load(many)(ids))
 
 
-@pytest.fixture(params=["bundled", "random"])
+@pytest.fixture(params=["bundled", pytest.param("random", marks=pytest.mark.full)])
 def bfloat16_model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[list[int]]]:
     """A model and prompts: the bundled model with bundled instances, or random ones."""
     if request.param == "random":

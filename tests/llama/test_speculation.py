@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from swe_infer.llama.engine import Engine
     from swe_infer.llama.sampler import Sampler, SamplingParams
     from tests.llama.helpers import ask, engine_of, random_prompt, with_constant_step_cost
-    from tests.support.checkpoints import make_checkpoint
+    from tests.support.checkpoints import make_checkpoint, make_variant
+
+
+@pytest.fixture(
+    scope="module",
+    params=["plain", *(pytest.param(name, marks=pytest.mark.full) for name in ("multi_head", "dynamic_rope"))],
+)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_variant(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @dataclass

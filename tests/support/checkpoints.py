@@ -26,6 +26,7 @@ __all__ = [
     "make_checkpoint",
     "make_family_checkpoint",
     "make_tokenizer",
+    "make_variant",
     "reference",
 ]
 
@@ -98,6 +99,16 @@ def make_checkpoint(
     if tokenizer:
         make_tokenizer(directory)
     return directory
+
+
+def make_variant(directory: Path, name: str) -> Path:
+    """Save a model with other heads or positions: ``plain``, ``multi_head`` or ``dynamic_rope``."""
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "multi_head": {"num_key_value_heads": 4, "head_dim": 24},
+        "dynamic_rope": {"max_position_embeddings": 256, "rope_scaling": {"type": "dynamic", "factor": 8.0}},
+    }
+    return make_checkpoint(directory, **variants[name])
 
 
 def make_family_checkpoint(directory: Path, model_type: str, *, seed: int = 0, **config: Any) -> Path:

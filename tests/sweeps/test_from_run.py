@@ -62,10 +62,9 @@ def test_a_run_starts_from_another_and_sweeps_and_other_models_do(tmp_path: Path
         asked = Counter(exchange.body["temperature"] for exchange in server.log.asked())
         assert asked == {0.5: 2, 0.9: 2}, "no answer of the recorded run is requested again"
 
-        mixed = ("from=first", "model=gpt-4.1,tiny", "dataset.limit=1")
-        both = commands.run("swe_infer", "-m", *mixed, cwd=tmp_path, env=sweep.environment, packages=commands.LOCAL)
-        assert both.returncode == 0, both.stderr
-        api, local = (config_of(tmp_path / line) for line in both.stdout.splitlines()[:2])
+        starts = [hydra_arguments([f"from={tmp_path / 'first'}", f"model={model}"]) for model in ("gpt-4.1", "tiny")]
+        with composer(None) as composing:
+            api, local = (resolved(composing.compose(start).cfg) for start in starts)
         assert api["provider"] == config["provider"]
         limit = local["decoding"]["max_new_tokens"]
         assert limit == 256, "a model's own limit goes with the model"
@@ -175,13 +174,13 @@ def test_the_recorded_configuration_is_composed_again(tmp_path: Path, request: p
         (own / f"{name}.yaml").write_text(content)
     plain_options: tuple[list[str], ...] = (
         [],
+        ["model=claude-instant-1", "model.pricing=null", "shard.index=1", "shard.count=3", "budget.max_usd=0.5"],
         ["dataset=swebench_lite", "context=none", "model.name=new", "+model.extra_body={a:{b:[1,null]}}"],
     )
     for options in (
         *(plain_options if request.config.getoption("full") else ()),
         ["model=llama", "model.path=x", "model/attention=sdpa", "decoding=sample", 'decoding.stop=["a\'b"]'],
         ["model=gpt-4o", "provider=[openai,anthropic,azure_openai]", "++provider.third.timeout_s=7"],
-        ["model=claude-instant-1", "model.pricing=null", "shard.index=1", "shard.count=3", "budget.max_usd=0.5"],
         ["model=mine", "decoding.temperature=0.7", "provider.timeout_s=5", "objective=[cost_usd,-wall_s]"],
     ):
         folder = own if "model=mine" in options else None

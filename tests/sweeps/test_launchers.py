@@ -25,8 +25,9 @@ def launcher(request: pytest.FixtureRequest) -> str:
     return f"hydra/launcher={request.param}"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
-@pytest.mark.parametrize("short_in_turn", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.parametrize("short_in_turn", [True, False])
 def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, short_in_turn: bool, tmp_path: Path) -> None:
     """What the first launch spent counts in the second, whose workers start slowly."""
     cap = Decimal("0.06")
@@ -55,7 +56,7 @@ def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, short_in_turn
 def test_the_same_command_repeats_the_shards_of_a_lost_worker_and_merges_them(launcher: str, tmp_path: Path) -> None:
     arguments = (
         launcher, "shard.count=2", "shard.index=range(0,2)", "provider.max_concurrency=2", "runner.limits.start=1",
-        f"output_dir={tmp_path / 'sweep'}",
+        f"output_dir={tmp_path / 'sweep'}", "budget.sweep_max_usd=9",
     )  # fmt: skip
     with ApiServer(latency_s=0.2) as server:
         sweep = Sweep(server, tmp_path, count=24)
@@ -77,6 +78,8 @@ def test_the_same_command_repeats_the_shards_of_a_lost_worker_and_merges_them(la
         assert json.loads((merged / "summary.json").read_text())["completed"] == 24
         assert len((merged / "predictions.jsonl").read_text().splitlines()) == 24
         assert len(server.log.asked()) <= 24 + 4, "what was in flight when it died is all that is asked twice"
+        (ledger,) = tmp_path.rglob("sweep_ledger.sqlite")
+        assert Ledger(ledger, Decimal(9), "look").spent_usd >= server.log.cost_usd(), "of all processes"
 
 
 def test_a_shard_with_a_failed_instance_is_not_merged_before_the_same_command_has_finished_it(tmp_path: Path) -> None:

@@ -215,7 +215,9 @@ HALVING = ("hydra/sweeper=halving", "hydra.sweeper.instances=[2,4,null]", "hydra
 TOKENS = "decoding.max_new_tokens=8,16,24,32"
 
 
-def test_halving_pays_for_fewer_instances_than_a_grid_and_never_twice(tmp_path: Path) -> None:
+def test_halving_pays_for_fewer_instances_than_a_grid_and_never_twice(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, count=8)
         first = sweep.run(*HALVING, TOKENS, "objective=usage.output_tokens:max")
@@ -230,6 +232,8 @@ def test_halving_pays_for_fewer_instances_than_a_grid_and_never_twice(tmp_path: 
         completed = [json.loads((tmp_path / run / "summary.json").read_text())["completed"] for run in runs]
         assert sorted(completed) == [2, 2, 4, 8], "a run grows in its own directory"
 
+        if not request.config.getoption("full"):
+            return
         other = sweep.run(*HALVING, TOKENS, "objective=cost_usd")
         assert len(server.log.asked()) == paid + 2 * 2 + 4, "another objective grows other points"
     assert other.returncode == 0, other.stderr
