@@ -70,7 +70,10 @@ NARROW = [(*VARIANTS[n], precision) for n in range(4) for precision in ("bfloat1
 WEIGHTS = [*NARROW, *[(dtype, limit, dtype) for dtype, limit in VARIANTS]]
 
 
-@pytest.fixture(params=WEIGHTS, ids=["_".join(weights) for weights in WEIGHTS])
+@pytest.fixture(
+    params=[pytest.param(one, marks=[pytest.mark.full] * (one[1:] == ("wide", "float16"))) for one in WEIGHTS],
+    ids=["_".join(weights) for weights in WEIGHTS],
+)
 def with_weights(request: pytest.FixtureRequest) -> WithWeights:
     """Kernels, and a generator of weights, which may have the precision of another type."""
     name, limit, precision = request.param

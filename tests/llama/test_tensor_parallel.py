@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from swe_infer.types import Decoding, LlamaModel
 from tests.support import commands
 
 if TYPE_CHECKING:
+    import torch
+
     from swe_infer.llama.engine import Engine, EngineOptions
     from swe_infer.llama.model import LlamaForCausalLM
     from swe_infer.llama.tensor_parallel import RankDied
     from swe_infer.llama.tp_rank import TPRank
     from swe_infer.llama.weights import load_weights, pieces
     from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, refuse, with_constant_step_cost
-    from tests.support.checkpoints import make_checkpoint
+    from tests.support.checkpoints import make_checkpoint, make_family_checkpoint
 
 
 def options() -> EngineOptions:
@@ -85,22 +88,40 @@ def test_outputs_equal_those_of_one_process(biased: Path, divided: Engine) -> No
     assert divided.cache.nbytes <= 0.5 * 0.004e9 * 1.05
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several parts of the model are in one tensor of the checkpoint."""
+    return make_family_checkpoint(tmp_path_factory.mktemp("fused"), "phi3")
+
+
+def parts(model: LlamaForCausalLM) -> dict[tuple[str, int], torch.Tensor]:
+    """The weights by the name of their tensor, and their number in it."""
+    seen = Counter[str]()
+    found = {}
+    for piece in pieces(model):
+        found[piece.name, seen[piece.name]] = piece.target
+        seen[piece.name] += 1
+    return found
+
+
+@pytest.mark.parametrize(("checkpoint", "count"), [("biased", 1), ("biased", 2), ("fused", 2)])
+def test_the_ranks_together_have_every_weight(checkpoint: str, count: int, request: pytest.FixtureRequest) -> None:
     """Every weight is where its rank expects it; only embeddings and norms are replicated."""
-    config = read_config(biased)
-    whole = {piece.name: piece.target for piece in pieces(load(biased))}
+    directory: Path = request.getfixturevalue(checkpoint)
+    config = read_config(directory)
+    whole = parts(load(directory))
     for rank in range(count):
         part = LlamaForCausalLM(config, shard=TPRank(rank, count))
-        load_weights(part, biased, allow_pickle=False)
-        for name, view in ((piece.name, piece.target) for piece in pieces(part)):
+        load_weights(part, directory, allow_pickle=False)
+        for name, view in parts(part).items():
             expected = whole[name]
             for axis, size in enumerate(view.shape):
                 if size < expected.shape[axis]:
                     expected = expected.narrow(axis, rank * size, size)
             assert view.equal(expected), name
-    second = {piece.name for piece in pieces(LlamaForCausalLM(config, shard=TPRank(1, 2)))}
-    assert "model.layers.0.self_attn.o_proj.bias" not in second
+    if checkpoint == "biased":
+        second = {piece.name for piece in pieces(LlamaForCausalLM(config, shard=TPRank(1, 2)))}
+        assert "model.layers.0.self_attn.o_proj.bias" not in second
 
 
 @pytest.mark.parametrize("at", ["ModelInput", *(pytest.param(at, marks=pytest.mark.full) for at in ("tuple", None))])
