@@ -175,6 +175,8 @@ class Batches:
         self._possibly_billed = dict(journal.possibly_billed)
         self._unknown: dict[str, str] = {}
         """By label, why the state of a batch is unknown."""
+        self._is_blocked = False
+        """Whether nothing fits under a cap beside the batches whose state is unknown."""
         self._shortest_refused: tuple[int, Item] | None = None
         """The request with the shortest prompt, in bytes, among those that do not fit under any cap."""
         self._stop = threading.Event()
@@ -230,10 +232,12 @@ class Batches:
         submitting: set[asyncio.Task[bool]] = set()
         has_room = True
         try:
-            while (self._read_more(on_outcome) or following or submitting) and not self._stop.is_set():
+            while (
+                (not self._is_blocked and self._read_more(on_outcome)) or following or submitting
+            ) and not self._stop.is_set():
                 while (
                     self._may_submit(len(following), len(submitting))
-                    and (has_room or not (following or submitting))
+                    and (has_room or not (self._is_blocked or following or submitting))
                     and self._read_more(on_outcome)
                 ):
                     submitting.add(asyncio.create_task(self._submit_pending(following, on_outcome)))
@@ -297,9 +301,10 @@ class Batches:
         """The error for batches whose state is unknown."""
         labels = list(self._unknown)
         count = sum(len(self._journal.open[label].items) for label in labels)
+        reserved = ". What is left of the cap is reserved for them, and they" if self._is_blocked else ". They"
         return ProviderFatal(
             f"{len(labels)} {self.nouns} with {count} requests may be billed and cannot be collected ({labels[0]}: "
-            f"{self._unknown[labels[0]]}). They are not submitted again: the same command looks for them "
+            f"{self._unknown[labels[0]]}){reserved} are not submitted again: the same command looks for them "
             "again; if they were not accepted, runner.batches.unknown=again submits their requests again"
         )
 
@@ -344,7 +349,8 @@ class Batches:
                 waiting.append(item)
         self._pending.extendleft(reversed(waiting))
         if not held:
-            if waiting and not following:  # wait for other processes
+            self._is_blocked = bool(waiting and not following and self._unknown)
+            if waiting and not following and not self._is_blocked:  # wait for other processes
                 await asyncio.sleep(self._settings.first_poll_s)
             return not waiting
         items = {key: replace(chosen[key], usd=str(usd)) for key, usd in held.items()}

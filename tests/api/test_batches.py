@@ -581,3 +581,27 @@ def test_answers_that_cannot_be_used_count_as_possibly_billed(vendor: str, tmp_p
         answers = [outcome for outcome in outcomes.values() if isinstance(outcome, Completion)]
         assert sorted(answer.attempts for answer in answers) == [1, 1, 2, 2]
         assert all(("possibly_billed_usd" in answer.details) == (answer.attempts == 2) for answer in answers)
+
+
+def test_a_batch_that_a_moved_server_does_not_know_ends_a_run_whose_cap_it_holds(tmp_path: Path) -> None:
+    stop = threading.Event()
+    with ApiServer() as server, ApiServer() as moved:
+        server.batches.held = True
+
+        def stop_once_submitted() -> None:
+            while not server.batches.submitted():
+                time.sleep(0.002)
+            stop.set()
+
+        threading.Thread(target=stop_once_submitted, daemon=True).start()
+        runner(server.url, "openai", tmp_path, cap="0.002").generate(requests(10), Outcomes(), stop)
+        (left,) = open_batches(tmp_path)
+        assert 0 < len(left.items) < 10
+        with pytest.raises(ProviderFatal, match="What is left of the cap is reserved for them"):
+            runner(moved.url, "openai", tmp_path, cap="0.002").generate(requests(10), Outcomes(), threading.Event())
+        assert moved.batches.submitted() == []
+        larger = runner(moved.url, "openai", tmp_path, cap="1")
+        outcomes = Outcomes()
+        with pytest.raises(ProviderFatal, match="They are not submitted again"):
+            larger.generate(requests(10), outcomes, threading.Event())
+        assert len(outcomes) == 10 - len(left.items)
