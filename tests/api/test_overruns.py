@@ -121,7 +121,7 @@ def test_a_request_that_waits_for_the_budget_is_not_sent_at_an_outdated_bound(tm
 
 @pytest.mark.parametrize("mode", ["live", "background"])
 def test_after_an_answer_within_its_bound_requests_go_together(mode: str, tmp_path: Path) -> None:
-    many = 16
+    many = 12
     with ApiServer(latency_s=0.3, batch_delay_s=0.3, answer=lambda _: "x" * 4 * 10) as server:
         assert not spend(provider_of(mode, server, many), 500 * REQUEST, tmp_path, count=2 * many + 1)
         peak = server.batches.peak_running if mode == "background" else server.peak_in_flight
