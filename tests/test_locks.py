@@ -94,12 +94,8 @@ def test_everything_that_locks_names_the_remedy_and_works_with_it(library: Path,
     )
 
 
-def test_a_killed_run_goes_on_and_pays_nothing_twice(
-    library: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """With ``single_writer`` it is killed and resumed. With ``--all``, it is refused without, and excludes a second
-    process, as the test above shows of each lock."""
-    full = request.config.getoption("full")
+def test_a_killed_run_goes_on_and_pays_nothing_twice(library: Path, tmp_path: Path) -> None:
+    """Without locks it is refused. With ``single_writer`` it is killed and resumed, and excludes a second process."""
     with ApiServer() as server:
         arguments = [
             *("model=gpt-4o", f"provider.base_url={server.openai_url}", "tracker=none", "dataset.limit=6"),
@@ -109,12 +105,11 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(
         command = [sys.executable, "-m", "swe_infer", *arguments]
         settings: dict[str, Any] = {"cwd": tmp_path, "env": without_locks(library, tmp_path)}
 
-        if full:
-            refused = subprocess.run(command, **settings, capture_output=True, text=True, check=False, timeout=300)
-            assert refused.returncode == 2
-            assert refused.stderr.count("\n") == 1
-            assert "locks=single_writer" in refused.stderr
-            assert not server.log.exchanges
+        refused = subprocess.run(command, **settings, capture_output=True, text=True, check=False, timeout=300)
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1
+        assert "locks=single_writer" in refused.stderr
+        assert not server.log.exchanges
 
         command.append("locks=single_writer")
         server.latency_s = 1.0
@@ -123,12 +118,11 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(
         while first.poll() is None and not (records.exists() and records.stat().st_size):
             time.sleep(0.02)
         server.latency_s = 600.0  # the rest waits until the process is killed
-        if full:
-            second = subprocess.run(command, **settings, capture_output=True, text=True, check=False, timeout=300)
-            assert second.returncode == 2
-            assert f"in use by process {first.pid}" in second.stderr
+        second = subprocess.run(command, **settings, capture_output=True, text=True, check=False, timeout=300)
         first.send_signal(signal.SIGKILL)
         first.wait()
+        assert second.returncode == 2
+        assert f"in use by process {first.pid}" in second.stderr
 
         server.latency_s = 0.0
         kept = {json.loads(line)["instance_id"] for line in records.read_text().splitlines()}

@@ -92,9 +92,7 @@ def check_answers(answers: dict[str, Any], expected: Expected) -> None:
             assert error < 1.5 * (expected.logits[dtype] - exact).std(), asked
 
 
-@pytest.mark.parametrize(
-    "name", ["no_kernels", pytest.param("avx2", marks=[pytest.mark.full] * (not PROCESSORS["avx512"].missing()))]
-)
+@pytest.mark.parametrize("name", ["no_kernels", "avx2"])
 def test_without_avx512(directory: Path, expected: Expected, name: str) -> None:
     report = report_of(name, directory)
     assert report["capability"] == "AVX2"

@@ -53,7 +53,7 @@ def test_a_run_is_interrupted_again_and_again_and_pays_for_each_answer_once(
 
 
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="needs setsid of util-linux")
-@pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.parametrize("ignored", [False, True])
 def test_a_closed_terminal_loses_no_answer(ignored: bool, server: ApiServer, tmp_path: Path) -> None:
     """The kernel sends SIGHUP to the run, and so does its shell. Under ``nohup`` the run goes on."""
     data = write_instances(tmp_path / "instances.jsonl", 8)
@@ -127,12 +127,9 @@ def test_a_local_run_resumes_after_each_interrupt(early: bool, server: ApiServer
 
 @pytest.mark.usefixtures("sandbox")  # the evaluation runs tests
 @pytest.mark.parametrize("name", ["dry-run", "compare", "evaluate"])
-def test_commands_that_pay_for_nothing_end_at_once(
-    name: str, server: ApiServer, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_commands_that_pay_for_nothing_end_at_once(name: str, server: ApiServer, tmp_path: Path) -> None:
     trial, findings = Trial(KINDS[name], tmp_path / name, server), Findings(name)
-    if name != "evaluate" or request.config.getoption("full"):
-        trial.interrupt(findings, handles_signals)
+    trial.interrupt(findings, handles_signals)
     if name == "evaluate":
         trial.interrupt(findings, lambda process: wait_until(lambda: bool(children(process)), process))
     with forked():
