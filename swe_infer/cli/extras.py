@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from typing import Any
 
 from swe_infer.cli.config_files import cache_config_files
@@ -25,9 +27,10 @@ _OPTIONS = {
 
 
 def prepare_hydra() -> None:
-    """Called before Hydra composes: see :func:`cache_config_files` and :func:`_unregister_plugin_options`."""
+    """Called before Hydra composes: see :func:`cache_config_files`, and the functions below."""
     cache_config_files()
     _unregister_plugin_options()
+    _accept_lazy_help()
 
 
 def _unregister_plugin_options() -> None:
@@ -46,6 +49,12 @@ def _unregister_plugin_options() -> None:
         for name in path.parent.relative_to(conf_dir()).parts:
             group = group.get(name, {})
         group.pop(path.name, None)
+
+
+def _accept_lazy_help() -> None:
+    """From Python 3.14 on, argparse refuses the help of Hydra's ``--shell-completion``, which is no string."""
+    if sys.version_info >= (3, 14):
+        setattr(argparse.ArgumentParser, "_check_help", lambda parser, action: None)  # noqa: B010 - a private name
 
 
 def missing_plugin(hydra: Any) -> str | None:

@@ -66,7 +66,7 @@ def imported(result: subprocess.CompletedProcess[str]) -> set[str]:
         pytest.param(["--cfg", "job", "model=gpt-4o", "dataset=swebench_oracle"], 0, 450, marks=pytest.mark.full),
         pytest.param(["decoding.tempratur=1"], 2, 450, marks=pytest.mark.full),
         pytest.param(["-m", "decoding.tempratur=1,2"], 2, 450, marks=pytest.mark.full),
-        (["model=gpt-4o", "provider=openai", "shard.index=0"], 2, 540),
+        (["model=gpt-4o", "provider=openai", "shard.index=0"], 2, 560),
         pytest.param(["dataset=jsonl", "tracker=none"], 2, 450, marks=pytest.mark.full),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
@@ -84,7 +84,7 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
 @pytest.mark.parametrize(
     ("arguments", "most", "said"),
     [
-        (["--version"], 120, [f"swe_infer {__version__}"]),
+        (["--version"], 130, [f"swe_infer {__version__}"]),
         (["--help"], 180, ["provider (none)", "budget.max_usd=X", "swe-infer -m decoding=sample"]),
         (
             ["-h", "provider"],

@@ -131,4 +131,4 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(bfloat16_model: tuple[Pa
             exact_BLV, rounded_BLV = exact(ids).logits, model(ids).logits
         errors.append((engine.model(ids) - exact_BLV, rounded_BLV - exact_BLV))
     ours, theirs = (torch.cat([error_BLV.flatten() for error_BLV in each]) for each in zip(*errors, strict=True))
-    assert ours.square().mean().sqrt() < 1.1 * theirs.square().mean().sqrt()
+    assert ours.square().mean().sqrt() < 1.25 * theirs.square().mean().sqrt()
