@@ -54,6 +54,9 @@ async def connect_through(
             raise httpx2.ProxyError(f"the SOCKS proxy cannot connect to {host}: {_REASONS.get(reply, reply)}")
         length = _ADDRESS_BYTES.get(kind) or (await answers.readexactly(1))[0]
         await answers.readexactly(length + 2)
+        answers.feed_eof()
+        if await answers.read():  # a server sends nothing before the handshake or the request
+            raise httpx2.ProxyError("it answers in place of the server")
     except asyncio.IncompleteReadError as error:
         raise httpx2.ProxyError("the SOCKS proxy closed the connection") from error
 

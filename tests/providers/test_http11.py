@@ -487,6 +487,7 @@ def test_requests_through_a_socks_proxy_share_its_connections(scheme: str, certi
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "", "it is no SOCKS5 proxy"),
         (b"\5", "", "closed the connection"),
         (b"\5\0\5\0\0", "", "closed the connection"),
+        (b"\5\0\5\0\0\1\0\0\0\0\0\0" + ANSWER, "", "it answers in place of the server"),
         (None, "", None),
     ],
 )
