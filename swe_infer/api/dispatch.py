@@ -337,17 +337,22 @@ def relaxed_gc() -> Iterator[None]:
 
 
 class _FairSelector(selectors.DefaultSelector):
-    """Reports few ready files at once; the others are still ready at a later call.
+    """Reports few ready files at once, in turn; the others are still ready at a later call.
 
     After a pause of the process, hundreds of answers may be ready, and handling them in one turn would delay timers.
     The requests that wait for the places of some answers are sent before further answers are read.
     """
 
-    _passed = 0
+    _passed = _first = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout == 0 and self._passed < _TURNS_BETWEEN:  # callbacks are waiting
             self._passed += 1
             return []
         self._passed = 0
-        return super().select(timeout)[:_EVENTS_AT_ONCE]
+        ready = super().select(timeout)
+        if len(ready) <= _EVENTS_AT_ONCE:
+            return ready
+        # Those that are always ready, such as large downloads, are reported first by the system every time.
+        self._first = (self._first + _EVENTS_AT_ONCE) % len(ready)
+        return (ready[self._first :] + ready[: self._first])[:_EVENTS_AT_ONCE]

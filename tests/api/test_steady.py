@@ -54,3 +54,20 @@ def test_the_requests_that_wait_for_the_places_of_answers_are_sent_before_furthe
     answers = [index for index, what in enumerate(order) if what == "answer"]
     ahead = [order[:index].count("answer") - order[:index].count("request") for index in answers]
     assert max(ahead) < 8
+
+
+def test_connections_that_always_have_data_do_not_keep_others_from_being_read() -> None:
+    read: list[int] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with ExitStack() as stack:
+            for number in range(20):
+                here, there = (stack.enter_context(end) for end in socket.socketpair())
+                there.send(b"x")
+                loop.add_reader(here, read.append, number)  # its byte stays there
+            for _ in range(100):
+                await asyncio.sleep(0)
+
+    run_fairly(main())
+    assert set(read) == set(range(20))
