@@ -7,6 +7,7 @@ was killed. Nothing is sent to an address that is only in this file, as another 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from swe_infer.api.budget_address import BudgetAddress, is_budget_address
@@ -21,6 +22,8 @@ SWEEP_LEDGER = "sweep_ledger.sqlite"
 """The ledger in the directory of a sweep."""
 _NAME = "sweep_ledgers.json"
 _MAX_BYTES = 1 << 16
+_ADDRESS = re.compile(r"[A-Za-z0-9.:/_\[\]-]{1,400}")
+"""A message names an address for a command line, so it has no characters of a terminal or shell."""
 
 
 def agents_ledger(state: Path, name: str) -> Path:
@@ -74,8 +77,10 @@ def _stored(directory: Path) -> list[str]:
 
 
 def _is_valid_address(text: str) -> bool:
+    if not (_ADDRESS.fullmatch(text) and is_budget_address(text)):
+        return False
     try:
-        return is_budget_address(text) and bool(BudgetAddress.parse(text, "").name)
+        return bool(BudgetAddress.parse(text, "").name)
     except ConfigError:
         return False
 

@@ -200,8 +200,9 @@ def test_a_resumed_run_does_not_begin_its_cap_again_in_another_ledger(
         bound(max_usd=Decimal(1))
         assert f"budget.ledger={named}" in caplog.text
         asked = len(server.log.exchanges)
+        strange = ["http://h;id/x", "http://$(id)/x", "http://\x1bc/x", "http://h/x\n", f"http://{'h' * 999}/x"]
         (run / "sweep_ledgers.json").write_text(
-            json.dumps(["http://h:1/a/b", "ftp://h/x", "ray://", "https://u:p@h/x"])
+            json.dumps(["http://h:1/a/b", "ftp://h/x", "ray://", "https://u:p@h/x", *strange])
         )
         bound(sweep_max_usd=cap)  # no address of a ledger is in the file
         assert len(server.log.exchanges) == asked
