@@ -19,9 +19,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -296,9 +297,22 @@ def _use_utf8() -> None:
 
     A path is bytes. Decoded with that encoding, it would be another path in a run's files, which are UTF-8.
     """
-    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+    if sys.flags.utf8_mode:
         os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+        return
+    # A program on standard input cannot be read again, and a frozen one does not take Python's options.
+    is_startable = sys.executable and sys.argv[0] not in ("", "-") and not getattr(sys, "frozen", False)
+    if sys.getfilesystemencoding() != "utf-8" and is_startable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *_arguments()])
+
+
+def _arguments() -> Sequence[str | bytes]:
+    """The arguments of Python itself. Python's codec of an Asian encoding may differ from that of the C library,
+    which decoded ``sys.orig_argv``."""
+    try:
+        return Path("/proc/self/cmdline").read_bytes().split(b"\0")[1:-1]
+    except OSError:  # not Linux
+        return sys.orig_argv[1:]
 
 
 def _handled_signals() -> list[signal.Signals]:

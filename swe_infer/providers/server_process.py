@@ -37,7 +37,7 @@ class ServerProcess:
         with open(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as output:
             self._begin = output.tell()
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", __file__, *command],
+                [sys.executable, "-I", "-X", "utf8", __file__, *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,19 +96,52 @@ def test_a_run_is_the_same_in_every_locale(server: ApiServer, tmp_path: Path) ->
     ]
 
 
-def test_processes_of_a_command_use_utf8_too(tmp_path: Path) -> None:
-    (tmp_path / "command.py").write_text(
-        "import subprocess, sys\n"
-        "from swe_infer.interrupts import run_command\n"
-        "def main():\n"
-        "    print(*map(ascii, sys.argv[1:]), flush=True)\n"
-        "    code = 'import sys; print(sys.getfilesystemencoding())'\n"
-        "    subprocess.run([sys.executable, '-c', code])\n"
-        "if __name__ == '__main__':\n    run_command('command')\n"
-    )
+COMMAND = """
+import subprocess, sys
+from swe_infer.interrupts import run_command
+def main():
+    print(*map(ascii, sys.argv[1:]), flush=True)
+    code = 'import sys; print(sys.getfilesystemencoding())'
+    subprocess.run([sys.executable, '-c', code])
+if __name__ == '__main__':
+    run_command('command')
+"""
+
+
+RUN = "from swe_infer.interrupts import run_command; run_command('command')"
+
+
+def command_says(tmp_path: Path, *python: str, program: str | None = None, **environ: str) -> tuple[str, str]:
+    """What ``COMMAND`` prints for the arguments ``é 日本 \\xe9``."""
+    (tmp_path / "command.py").write_text(COMMAND)
     ended = subprocess.run(
-        [sys.executable, "-m", "command", "é", b"\xe9"], cwd=tmp_path,
-        env=environment(**ASCII, PYTHONPATH=f"{commands.ROOT}{os.pathsep}{tmp_path}"),
-        capture_output=True, text=True, check=False,
+        [sys.executable, *python, "é", "日本", b"\xe9"], cwd=tmp_path, input=program,
+        env=environment(**environ, PYTHONPATH=f"{commands.ROOT}{os.pathsep}{tmp_path}"),
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "'\\xe9' '\\udce9'\nutf-8\n", "")
+    return ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["-X", "utf8"], ["-X", "utf8=0", "-W", "error"], ["-E", "-X", "utf8=0"]])
+def test_processes_of_a_command_use_utf8_too(tmp_path: Path, options: list[str]) -> None:
+    program = f"import sys; sys.path[:0] = {[str(commands.ROOT), str(tmp_path)]}; import command; {RUN}"
+    for python in (["-m", "command"], ["-c", program]):
+        if "-E" not in options or python[0] == "-c":
+            said = command_says(tmp_path, *options, *python, **ASCII)
+            assert said == ("'\\xe9' '\\u65e5\\u672c' '\\udce9'\nutf-8\n", "")
+
+
+def test_a_program_on_standard_input_runs_in_its_locale(tmp_path: Path) -> None:
+    output, error = command_says(tmp_path, "-", program=RUN, **ASCII)
+    assert (output.splitlines()[-1], error) == ("ascii", "")
+
+
+def test_arguments_that_pythons_codec_cannot_encode_are_kept(tmp_path: Path) -> None:
+    """The C library reads the UTF-8 bytes of ``日本`` as characters of EUC-JP that Python's codec does not have."""
+    if shutil.which("localedef") is None:
+        pytest.skip("no localedef")
+    made = subprocess.run(["localedef", "-c", "-i", "ja_JP", "-f", "EUC-JP", tmp_path / "ja"], check=False)
+    if not (tmp_path / "ja").is_dir():
+        pytest.skip(f"localedef cannot make a locale: status {made.returncode}")
+    said = command_says(tmp_path, "-m", "command", LOCPATH=str(tmp_path), LC_ALL="ja", PYTHONUTF8="0")
+    assert said == ("'\\xe9' '\\u65e5\\u672c' '\\udce9'\nutf-8\n", "")
