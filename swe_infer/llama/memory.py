@@ -141,19 +141,25 @@ def _groups_left(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     The content of files that is likely to be dropped first does not count as used.
     """
     try:
-        lines = own.read_text().splitlines()
+        lines = own.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
+        if controllers not in _GROUP_FILES:
             continue
         folder = root / controllers / path.lstrip("/")
         # In a container a group above this one may be mounted as the root.
         for group in (folder, *folder.parents[: len(folder.parts) - len(root.parts)]):
-            with suppress(OSError, ValueError, KeyError):
-                names, unused = _GROUP_FILES[controllers]
+            names, unused = _GROUP_FILES[controllers]
+            with suppress(OSError, ValueError):
                 limit, used = (int((group / name).read_text()) for name in names)  # "max" is no limit
-                stat = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
                 if limit < 1 << 60:
-                    yield max(0, limit - used + min(used, int(stat[unused])))
+                    yield max(0, limit - used + min(used, _entry(group / "memory.stat", unused)))
+
+
+def _entry(stat: Path, name: str) -> int:
+    """The number of an entry of ``memory.stat``; 0 without it, as in some sandboxes."""
+    with suppress(OSError, ValueError, KeyError):
+        return int(dict(line.split() for line in stat.read_text().splitlines())[name])
+    return 0

@@ -161,6 +161,11 @@ def test_the_limits_of_all_control_groups_of_the_process_count(version: int, tmp
     assert list(_groups_left(root, own)) == [2000]
     group(top / "job_7" / "step_0", "3000", 2500, 400, version=version)
     assert list(_groups_left(root, own)) == [900, 2000]
+    (top / "job_7" / "memory.stat").unlink()
+    (top / "job_7" / "step_0" / "memory.stat").write_text("odd\n")
+    assert list(_groups_left(root, own)) == [500, 1500]
+    own.write_bytes(own.read_bytes().replace(b"step_0", b"step_\xe9"))
+    assert list(_groups_left(root, own)) == [1500]
     own.unlink()
     assert list(_groups_left(root, own)) == []
 
