@@ -13,16 +13,20 @@ from typing import Any, NoReturn
 
 from swe_infer.errors import SweInferError
 
+_BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _CONTROL = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])"  # whole escape sequences
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters C0 and C1, except tab and newline
-    r"|[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # bidirectional marks
+    rf"|[{_BIDIRECTIONAL}]"
     r"|[\ud800-\udfff]",  # lone surrogates, which cannot be encoded
     re.DOTALL,
 )
 
 UNDECODED = re.compile("[\udc80-\udcff]")
 """A byte of a path that is not UTF-8 (PEP 383)."""
+
+_ESCAPED = re.compile(rf"^-|[\\'%!\x00-\x1f\x7f-\x9f{_BIDIRECTIONAL}\udc80-\udcff]")
+"""What ``printf`` gets as octal digits: bytes that a terminal does not print, and what it or a shell interprets."""
 
 MAX_CONTAINERS = 5_000_000
 """Lists and objects in one JSON text. An empty one takes 2 bytes of text and 64 bytes of memory."""
@@ -90,16 +94,18 @@ def clean(text: str) -> str:
 
 
 def quoted(*words: str) -> str:
-    """Words of a shell's command line. Bytes that are not UTF-8 are written as ``$'\\351'``."""
+    """Words of a POSIX shell's command line, of characters that :func:`clean` keeps."""
     return " ".join(map(_quoted, words))
 
 
 def _quoted(word: str) -> str:
-    if not UNDECODED.search(word):
+    if clean(word) == word:
         return shlex.quote(word)
-    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
-    escaped = UNDECODED.sub(lambda byte: f"\\{ord(byte[0]) - 0xDC00:o}", escaped)
-    return f"$'{escaped}'"
+    return f"\"$(printf '{_ESCAPED.sub(_octal, word)}')\""
+
+
+def _octal(character: re.Match[str]) -> str:
+    return "".join(f"\\{byte:03o}" for byte in character[0].encode(errors="surrogateescape"))
 
 
 def shown(value: Any) -> str:

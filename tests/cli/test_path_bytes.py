@@ -56,13 +56,14 @@ def test_every_command_reads_and_names_a_folder_that_is_not_utf8(server: ApiServ
 
     options = ["tracker.mode=offline", "budget.max_usd=1"]
     said = run("swe_infer", *asked(server, folder), *options, f"output_dir={folder}/run")
-    assert "swe-infer-compare $'\\351/run' OTHER_RUN_DIR" in said
+    assert "swe-infer-compare \"$(printf '\\351/run')\" OTHER_RUN_DIR" in said
     assert f"{tmp_path}/\\xe9/run: its path is not UTF-8, which W&B requires; rename it. The run goes on." in said
     assert RunDirectory(tmp_path / folder / "run").config()["output_dir"] == f"{folder}/run"
 
     shown = run("swe_infer.runs", "show", f"{folder}/run")
     assert "state      complete" in shown
-    assert "$'dataset.path=\\351/data.jsonl' tracker.mode=offline budget.max_usd=1 $'output_dir=\\351/run'" in shown
+    path, output = (f"\"$(printf '{part}')\"" for part in (r"dataset.path=\351/data.jsonl", r"output_dir=\351/run"))
+    assert f"{path} tracker.mode=offline budget.max_usd=1 {output}" in shown
     sent = len(server.log.exchanges)
     run("swe_infer", f"from={folder}/run", f"provider.base_url={server.openai_url}", f"output_dir={folder}/run")
     assert len(server.log.exchanges) == sent

@@ -41,11 +41,15 @@ def test_control_characters_are_removed(text: str) -> None:
     left.encode()
 
 
-def test_a_quoted_word_is_one_word_of_the_same_bytes_for_a_shell() -> None:
-    words = ["plain", "two words", "it's", "\\n", "é", "\udce9", "\udce9\udcff1 it's \\x"]
-    printed = subprocess.run(["bash", "-c", f"printf '%s\\n' {quoted(*words)}"], capture_output=True, check=True)
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_a_quoted_word_is_one_word_of_the_same_bytes_for_a_shell(shell: str) -> None:
+    words = ["plain", "two words", "it's", "\\n", "é", "\udce9"]
+    words += ['-\udce9\udcff1 it\'s !! $x `y` "z" 5%d \\x', "--\udce9"]
+    words += ["\x1b[2J", "tab\t\x07", "\u202egnp.exe", "\x9b"]
+    command = f"printf '%s\\n' {clean(quoted(*words))}"
+    printed = subprocess.run([shell, "-c", command], capture_output=True, check=True)
     assert printed.stdout.split(b"\n") == [*map(os.fsencode, words), b""]
-    assert quoted("plain", "two words", "\udce9") == r"plain 'two words' $'\351'"
+    assert quoted("plain", "two words", "\udce9") == "plain 'two words' \"$(printf '\\351')\""
 
 
 def test_values_of_a_configuration_take_one_line() -> None:
