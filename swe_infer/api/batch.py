@@ -171,7 +171,9 @@ class Batches:
         """The vendor takes no more requests until a batch ends."""
         self._refused_alone = 0
         """How often it has refused a single request, since a batch ended."""
-        self._most = min(provider.max_batch_requests, settings.max_requests or provider.max_batch_requests)
+        self._limit = min(provider.max_batch_requests, settings.max_requests or provider.max_batch_requests)
+        self._most = self._limit
+        """Requests in a batch; fewer than the limit while the vendor refuses larger ones."""
         self._possibly_billed = dict(journal.possibly_billed)
         self._unknown: dict[str, str] = {}
         """By label, why the state of a batch is unknown."""
@@ -509,6 +511,7 @@ class Batches:
                 raise SubmissionLost(str(status.error))
             if status.state != "failed":
                 self._is_full, self._refused_alone = False, 0
+                self._most = min(self._limit, max(self._most, 2 * len(batch.items)))
                 await self._collect(batch, status, on_outcome)
                 return
         except SubmissionLost as why:

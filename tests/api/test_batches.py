@@ -378,6 +378,22 @@ def test_a_limit_of_requests_in_batches_costs_no_request(vendor: str, most: int 
         assert open_batches(tmp_path) == []
 
 
+def test_batches_grow_again_after_a_limit_that_others_had_used_up(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.max_running = 0
+
+        def lift_once_alone() -> None:
+            while not any(len(batch.items) == 1 for batch in open_batches(tmp_path)):
+                time.sleep(0.002)
+            server.batches.max_running = 4
+
+        threading.Thread(target=lift_once_alone, daemon=True).start()
+        outcomes = run(runner(server.url, "openai", tmp_path), requests(40))
+        sizes = Counter(o.details["batch_id"] for o in outcomes.values() if isinstance(o, Completion))
+        assert sizes.total() == 40
+        assert max(sizes.values()) == 4
+
+
 def test_a_request_that_a_limit_always_refuses_fails(tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.max_running = 0
