@@ -351,7 +351,7 @@ class Batches:
                 waiting.append(item)
         self._pending.extendleft(reversed(waiting))
         if not held:
-            self._is_blocked = bool(waiting and not following and self._unknown)
+            self._is_blocked = bool(waiting and self._unknown) and self._journal.open.keys() <= self._unknown.keys()
             if waiting and not following and not self._is_blocked:  # wait for other processes
                 await asyncio.sleep(self._settings.first_poll_s)
             return not waiting

@@ -18,7 +18,7 @@ import pytest
 
 from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.ledger import Ledger
-from swe_infer.errors import BudgetExceeded, ConfigError
+from swe_infer.errors import BudgetExceeded, ConfigError, ProviderFatal
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Skip
@@ -164,6 +164,25 @@ def test_a_cap_holds_and_is_used_up(tmp_path: Path) -> None:
             runner(server.url, tmp_path, cap="0.05").generate(requests(60), outcomes, threading.Event())
         paid = sum(o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion))
         assert Decimal("0.045") <= paid == server.log.cost_usd() <= Decimal("0.05")
+
+
+def test_a_refusal_of_what_fits_beside_an_unknown_response_does_not_end_a_run(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.held = True
+        stopped_once_submitted(runner(server.url, tmp_path, cap="1"), tmp_path, requests(1))
+        (left,) = open_batches(tmp_path)
+        (item,) = left.items.values()
+        server.batches.held = False
+        server.batches.refused |= {left.id or ""}
+        server.batches.refuse_once = "fix it 2"
+        cap = str(Decimal(item.usd or 0) * Decimal("2.9"))
+        outcomes = Outcomes()
+        with pytest.raises(ProviderFatal, match="cannot be collected"):
+            runner(server.url, tmp_path, cap=cap, max_concurrency=2).generate(
+                requests(4), outcomes, threading.Event()
+            )
+        assert outcomes.by_key.keys() == {("i1", 0), ("i2", 0), ("i3", 0)}
+        assert {type(outcome) for _, outcome in outcomes} == {Completion}
 
 
 CHILD = """

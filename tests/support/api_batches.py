@@ -88,6 +88,10 @@ class BatchDesk:
         """Changes the content of each file of results before it is sent."""
         self.storage: str | None = None
         """The URL to which requests for the content of files are redirected."""
+        self.refused: set[str] = set()
+        """Ids of background responses that cannot be read (HTTP 400)."""
+        self.refuse_once = ""
+        """The next background response with this in its prompt is refused (HTTP 429)."""
         self.held = False
         """While set, no batch ends."""
         self.max_running: int | None = None
@@ -356,7 +360,12 @@ class BatchDesk:
                     return 400, _openai_error("Completion windows need the standard service tier.", "invalid_value")
                 if (refused := self._refusal_of(call)) is not None:
                     return refused.status, json.loads(refused.body)
+                if self.refuse_once and self.refuse_once in call.prompt:
+                    self.refuse_once = ""
+                    return 429, _openai_error("Slow down", "rate_limit_exceeded")
                 return 200, self._open_response(call)
+            case _, [response_id, *_] if response_id in self.refused:
+                return 400, _openai_error("Invalid id", "invalid_value")
             case _, [response_id, *tail] if response_id in self._responses.keys() - self._forgotten:
                 response = self._responses[response_id]
                 if tail == ["cancel"] and response["status"] in _RUNNING:
