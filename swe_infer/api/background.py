@@ -96,7 +96,7 @@ class BackgroundResponses(Batches):
         tries, began = self._refusals[item.key]
         if may_have_been_billed(error):
             self._lose(batch, error, on_outcome)
-            await asyncio.sleep(self._retry.delay_s(error, 1, 0.0) or 0.0)
+            await self._pause(self._retry.delay_s(error, 1, 0.0) or 0.0)
             return
         try:
             is_unreached = isinstance(error, TransientError) and await self._is_unreached(error, tries)
@@ -110,7 +110,7 @@ class BackgroundResponses(Batches):
             return
         self._journal.record_closed(batch, "refused")
         self._budget.release_other_batches(self._journal.open)
-        await asyncio.sleep(delay_s)
+        await self._pause(delay_s)
         self._pending.appendleft(item)
 
     async def _locate(self, batch: Batch) -> str | None:

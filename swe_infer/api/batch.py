@@ -60,6 +60,7 @@ _LONGEST_ID = 100
 """Characters of an unknown custom id that are compared."""
 
 _COUNTS_AT_ONCE = 8
+_WATCH_S = 0.05
 _READ_TOGETHER = 1 << 10
 """Samples of a prompt in one group."""
 
@@ -834,10 +835,19 @@ class Batches:
         self._reachability.record(self._provider.address, error, tries=tries)
         if not (self._reachability.is_doubtful() and never_connected(error)):
             return False
-        await asyncio.sleep(self._reachability.pause_s(self._provider.address))
+        await self._pause(self._reachability.pause_s(self._provider.address))
         return True
 
     # Helpers.
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits, at most until the run is stopped."""
+        pausing = asyncio.create_task(asyncio.sleep(seconds))
+        try:
+            while not pausing.done() and not self._stop.is_set():
+                await asyncio.wait([pausing], timeout=_WATCH_S)
+        finally:
+            pausing.cancel()
 
     def _request(self, item: Item) -> Request:
         """The request of an item. The journal does not store its files."""
@@ -866,7 +876,7 @@ class Batches:
 
     async def _watch(self) -> None:
         while not self._stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_WATCH_S)
 
 
 def _may_be_billed(error: RequestError) -> bool:

@@ -18,6 +18,7 @@ import pytest
 
 from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.ledger import Ledger
+from swe_infer.api.retry import Retry
 from swe_infer.errors import BudgetExceeded, ConfigError, ProviderFatal
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
@@ -155,6 +156,22 @@ def test_a_stop_waits_for_ids_on_their_way_and_the_next_try_collects(tmp_path: P
         server.batches.response_delay_s = 0.0
         assert len(run(runner(server.url, tmp_path, cap="1"), requests(30))) == 30
         assert set(server.log.answers_by_prompt().values()) == {1}
+
+
+def test_a_stop_does_not_wait_for_the_next_try_of_a_refused_submission(tmp_path: Path) -> None:
+    with ApiServer(batch_delay_s=0.02) as server:
+        server.batches.refuse_once = "fix it 1"
+        stop, outcomes = threading.Event(), Outcomes()
+        api = replace(runner(server.url, tmp_path), retry=Retry(backoff_s=600, max_backoff_s=600))
+        api.bind(context(tmp_path))
+        running = threading.Thread(target=api.generate, args=(requests(2), outcomes, stop), daemon=True)
+        running.start()
+        while server.batches.refuse_once:
+            time.sleep(0.005)
+        stop.set()
+        running.join(20)
+        assert not running.is_alive()
+        assert ("i1", 0) not in outcomes.by_key
 
 
 def test_a_cap_holds_and_is_used_up(tmp_path: Path) -> None:
