@@ -29,21 +29,21 @@ async def connect_through(
     Args:
         proxy: a connection to it.
         answers: what it sends.
-        auth: user name and password.
+        auth: user name and password, for a proxy that asks for them.
 
     Raises:
         ProxyError: it refuses; with ``REFUSED_CREDENTIALS``, because of ``auth``.
         OSError: the connection is lost.
     """
     try:
-        method = _OPEN if auth is None else _PASSWORD
-        proxy.write(bytes([_VERSION, 1, method]))
+        methods = [_OPEN] if auth is None else [_OPEN, _PASSWORD]
+        proxy.write(bytes([_VERSION, len(methods), *methods]))
         version, chosen = await answers.readexactly(2)
         if version != _VERSION:
             raise httpx2.ProxyError("it is no SOCKS5 proxy")
-        if chosen != method:
+        if chosen not in methods:
             raise httpx2.ProxyError(REFUSED_CREDENTIALS)
-        if auth is not None:
+        if auth is not None and chosen == _PASSWORD:
             proxy.write(b"\1" + b"".join(map(_counted, auth)))
             _, status = await answers.readexactly(2)
             if status:

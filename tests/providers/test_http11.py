@@ -451,9 +451,10 @@ def test_requests_through_a_socks_proxy_share_its_connections(scheme: str, certi
 
     async def scenario() -> None:
         trusted = ssl.create_default_context(cafile=str(certificate))
-        proxies = SocksProxy(), SocksProxy(b"p@ss")
+        proxies = SocksProxy(), SocksProxy(b"p@ss"), SocksProxy()
+        ways = ("", "socks5"), ("user:p%40ss@", "socks5h"), ("not:needed@", "socks5")
         async with serving(answer, server_context(certificate) if scheme == "https" else None) as url:
-            for proxy, credentials, kind in zip(proxies, ("", "user:p%40ss@"), ("socks5", "socks5h"), strict=True):
+            for proxy, (credentials, kind) in zip(proxies, ways, strict=True):
                 async with serving(proxy) as way:
                     through = Proxy("ALL_PROXY", way.replace("http://", f"{kind}://{credentials}"))
                     async with httpx2.AsyncClient(transport=http_transport(4, 60, trusted, through)) as http:
