@@ -165,11 +165,19 @@ class Interrupts:
         """
         if threading.current_thread() is not threading.main_thread():
             return work()
-        from concurrent.futures import ThreadPoolExecutor, wait  # imports logging
+        from concurrent.futures import Future, wait  # imports logging
 
-        pool = ThreadPoolExecutor(1)
-        called = pool.submit(work)
-        pool.shutdown(wait=False)
+        called: Future[_Result] = Future()
+
+        def call() -> None:
+            try:
+                called.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised in the main thread
+                called.set_exception(error)
+
+        # The process of a launcher or of another program ends without it. That may crash native code that returns
+        # meanwhile, so a command, whose exit status counts, waits for some seconds.
+        threading.Thread(target=call, name="native", daemon=not self._owns_process).start()
         while wait([called], _POLL_S).not_done:
             if self.stopping:
                 raise Stopped

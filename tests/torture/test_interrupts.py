@@ -184,8 +184,10 @@ def test_the_status_is_130_wherever_the_interrupt_was_raised(tmp_path: Path) -> 
     assert (ended.returncode, ended.stderr) == (130, "interrupted: stopping now\n")
 
 
-def test_an_interrupt_does_not_wait_for_native_code_nor_for_its_thread(tmp_path: Path) -> None:
-    """Within ``finishing`` too, where a signal raises nothing. The call never returns."""
+@pytest.mark.parametrize(("end", "status"), [("run_command('command')", 130), ("main()", 0)])
+def test_an_interrupt_does_not_wait_for_native_code_nor_for_its_thread(end: str, status: int, tmp_path: Path) -> None:
+    """Within ``finishing`` too, where a signal raises nothing. The call never returns. ``main()`` is called as in the
+    process of a launcher."""
     (tmp_path / "command.py").write_text(
         "import os, signal, threading\n"
         "from swe_infer.interrupts import INTERRUPTS, Stopped, run_command\n"
@@ -200,10 +202,10 @@ def test_an_interrupt_does_not_wait_for_native_code_nor_for_its_thread(tmp_path:
         "        except Stopped:\n"
         "            print('kept', flush=True)\n"
         "if __name__ == '__main__':\n"
-        "    run_command('command')\n"
+        f"    {end}\n"
     )
     ended = subprocess.run(
         [sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
     )  # fmt: skip
-    assert (ended.returncode, ended.stdout) == (130, "kept\n")
+    assert (ended.returncode, ended.stdout) == (status, "kept\n")
