@@ -34,9 +34,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COLLECT_AFTER = (10_000, 10, 10)
 """For :func:`gc.set_threshold`: imports create many objects, of which few become garbage."""
 _UNWIND_S = 10.0
-"""Seconds until the process is ended, if a library swallows KeyboardInterrupt."""
+"""Seconds until the process is ended, if a library swallows KeyboardInterrupt or its threads do not end. Those of a
+launcher stop its processes."""
 _END_S = 2.0
-"""Seconds until the process is ended after an interrupted command, if its threads do not end."""
+"""The same, if there are threads of ``NATIVE``."""
+NATIVE = "native"
+"""Begins the names of threads that may be within native code for long, in vain after an interrupt."""
 _POLL_S = 0.1
 
 _Result = TypeVar("_Result")
@@ -177,7 +180,7 @@ class Interrupts:
 
         # The process of a launcher or of another program ends without it. That may crash native code that returns
         # meanwhile, so a command, whose exit status counts, waits for some seconds.
-        threading.Thread(target=call, name="native", daemon=not self._owns_process).start()
+        threading.Thread(target=call, name=NATIVE, daemon=not self._owns_process).start()
         while wait([called], _POLL_S).not_done:
             if self.stopping:
                 raise Stopped
@@ -293,7 +296,8 @@ def run_command(module: str, function: str = "main", *, stoppable: bool = True) 
     status = INTERRUPTS.call(module, function, stoppable=stoppable)
     gc.freeze()  # the interpreter's shutdown would search all modules for garbage: a tenth of a short command's time
     if status == INTERRUPTED:
-        _exit_after_timeout(_END_S)
+        is_native = any(thread.name.startswith(NATIVE) for thread in threading.enumerate())
+        _exit_after_timeout(_END_S if is_native else _UNWIND_S)
         # CPython sets a flag when a KeyboardInterrupt leaves an exec() of source text, as in the creation of a
         # dataclass, and would then end the process by SIGINT instead of an exit status. The next exec() clears it.
         exec("")

@@ -30,7 +30,7 @@ from swe_infer.data.select import Selection, select
 from swe_infer.errors import ConfigError, RepositoryInterrupted, StoreError, SweInferError
 from swe_infer.harnesses import benchmark_of
 from swe_infer.instance_files import FILES_COLUMN, files_of
-from swe_infer.interrupts import INTERRUPTED, INTERRUPTS, Stopped
+from swe_infer.interrupts import INTERRUPTED, INTERRUPTS, NATIVE, Stopped
 from swe_infer.prompt_format import prompt_of
 from swe_infer.prompts.frozen import BUDGETS, PromptLines, RowFigures, figures_of, frozen_row, remove
 from swe_infer.prompts.rows import RenderedRows
@@ -408,7 +408,7 @@ class _Freezer:
         """
         done = len(self._requested & self._lines.ids)
         progress = Progress(len(self._requested), already_done=done, stream=sys.stderr)
-        pool = ThreadPoolExecutor(_counting_threads())
+        pool = ThreadPoolExecutor(_counting_threads(), NATIVE)
         with closing(progress):
             try:
                 self._count_known(pool, stop)

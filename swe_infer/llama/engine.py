@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from swe_infer.errors import ConfigError
+from swe_infer.interrupts import NATIVE
 from swe_infer.llama.attention.base import PagedBackend
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.config import GenerationDefaults, LlamaConfig, read_config, read_generation_defaults
@@ -124,7 +125,7 @@ class Engine:
             partial(_copy_block, self.cache, tp_group),
         )
         self._step_running = False
-        self._encoder = ThreadPoolExecutor(1, "encode")
+        self._encoder = ThreadPoolExecutor(1, NATIVE)
         self._encoding: deque[tuple[GenerationRequest, Future[tuple[int, ...]]]] = deque()
         self._encoded_source: DraftSource | None = None  # the last one
         self._rejected: list[tuple[GenerationRequest, Failure | Skip]] = []

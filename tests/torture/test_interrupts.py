@@ -209,3 +209,24 @@ def test_an_interrupt_does_not_wait_for_native_code_nor_for_its_thread(end: str,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (status, "kept\n")
+
+
+def test_an_interrupted_command_waits_for_threads_that_end(tmp_path: Path) -> None:
+    """Such as those of joblib, which stop its processes and remove its shared memory."""
+    (tmp_path / "command.py").write_text(
+        "import os, signal, threading, time\n"
+        "from swe_infer.interrupts import run_command\n"
+        "def end():\n"
+        "    time.sleep(3)\n"
+        "    print('ended', flush=True)\n"
+        "def main():\n"
+        "    threading.Thread(target=end).start()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "if __name__ == '__main__':\n"
+        "    run_command('command')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (130, "ended\n")
