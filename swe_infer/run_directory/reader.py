@@ -88,7 +88,9 @@ class RunDirectory:
         try:
             return {} if content is None else read_yaml(content, self.path / layout.CONFIG)
         except ConfigError as error:
-            raise ConfigError(f"{error}; {_WRITTEN_AGAIN}") from None
+            # Without run_id, the command would refuse the directory.
+            remedy = f"; {_WRITTEN_AGAIN}" if (self.path / "run_id").is_file() else ""
+            raise ConfigError(f"{error}{remedy}") from None
 
     def identity_line(self) -> str:
         """The first line of ``config.yaml``, which contains the digest of the run's identity; may be empty.

@@ -413,8 +413,15 @@ def test_a_list_of_sweep_ledgers_names_no_other_file(tmp_path: Path) -> None:
 )
 def test_the_message_about_a_damaged_file_says_what_writes_it_again(name: str, said: str, received: Path) -> None:
     (received / name).write_text("")
+    (received / "run_id").write_text("0" * 64)
     run = RunDirectory(received)
     with pytest.raises(ConfigError) as refused:
         assert run.config() != run.summary()
     remedy = "the command of this run writes it again, and pays for no answer twice"
     assert str(refused.value) == f"{received / name}: {said}; {remedy}"
+
+
+def test_nothing_writes_a_configuration_again_without_the_id_of_the_run(received: Path) -> None:
+    (received / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"config\.yaml: not a mapping of keys to values$"):
+        RunDirectory(received).config()
