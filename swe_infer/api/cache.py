@@ -164,10 +164,6 @@ class ResponseCache:
             return None
 
     def put(self, key: str, answer: Answer, *, model: str, provider: str) -> bool:
-        """:meth:`put_later` and :meth:`write`. Returns whether the answer could be stored."""
-        return self.put_later(key, answer, model=model, provider=provider) and self.write()
-
-    def put_later(self, key: str, answer: Answer, *, model: str, provider: str) -> bool:
         """Stores an answer with the next :meth:`write`, if it is complete and not empty, unless the key has one.
         Returns whether there is something to write. :meth:`get` finds it at once."""
         if answer.finish_reason not in _KEEP or not answer.text.strip():
@@ -184,7 +180,7 @@ class ResponseCache:
         return True
 
     def write(self) -> bool:
-        """Writes what :meth:`put_later` has kept, in one transaction. Returns whether it could be written.
+        """Writes what :meth:`put` has kept, in one transaction. Returns whether it could be written.
 
         An error of the database is logged; the run continues.
         """

@@ -233,7 +233,7 @@ class Chain:
             return
         provider = endpoint.provider
         key = cache_key(request, endpoint.model, provider.name, variant=provider.variant)
-        is_new = self._cache.put_later(key, answer, model=endpoint.model.name, provider=provider.name)
+        is_new = self._cache.put(key, answer, model=endpoint.model.name, provider=provider.name)
         if is_new and self._writing is None:
             self._writing = asyncio.get_running_loop().call_later(_WRITE_S, self._write_cache, self._cache)
 

@@ -67,6 +67,7 @@ def test_a_cached_answer_is_returned_unchanged(tmp_path: Path) -> None:
     cache = ResponseCache(tmp_path / "new" / "cache")
     assert cache.get("k") is None
     assert cache.put("k", GOOD, model="gpt-4o", provider="openai")
+    assert cache.write()
     assert ResponseCache(tmp_path / "new" / "cache").get("k") == GOOD
 
 
@@ -92,6 +93,7 @@ def test_it_can_be_listed_measured_and_cleared(tmp_path: Path) -> None:
     cache = ResponseCache(tmp_path)
     for number in range(10):
         cache.put(f"k{number}", GOOD, model="m1" if number % 2 else "m2", provider="openai")
+    assert cache.write()
     assert cache.size().answers == 10
     assert cache.size().bytes_on_disk > 0
     assert [entry.key for entry in cache.entries()] == [f"k{n}" for n in range(10)]
@@ -105,16 +107,16 @@ def test_it_can_be_listed_measured_and_cleared(tmp_path: Path) -> None:
 def test_answers_that_are_kept_for_later_are_found_at_once_and_written_together(tmp_path: Path) -> None:
     cache, other = ResponseCache(tmp_path), ResponseCache(tmp_path)
     for key in ("a", "b"):
-        assert cache.put_later(key, GOOD, model="m", provider="p")
-    assert not cache.put_later("c", replace(GOOD, text=""), model="m", provider="p")
-    assert cache.put_later("a", replace(GOOD, text="a later one"), model="m", provider="p")
+        assert cache.put(key, GOOD, model="m", provider="p")
+    assert not cache.put("c", replace(GOOD, text=""), model="m", provider="p")
+    assert cache.put("a", replace(GOOD, text="a later one"), model="m", provider="p")
     found = cache.get("a")
     assert found is not None
     assert found.text == GOOD.text
     assert other.size().answers == 0
     assert cache.write()
     assert [entry.key for entry in other.entries()] == ["a", "b"]
-    assert cache.put_later("d", GOOD, model="m", provider="p")
+    assert cache.put("d", GOOD, model="m", provider="p")
     cache.close()
     assert other.holds("d")
 
@@ -147,6 +149,7 @@ from swe_infer.types import Usage
 cache = ResponseCache(Path(sys.argv[1]))
 for n in range(200):
     assert cache.put(f"k{n}", Answer(f"text {n}", "stop", Usage()), model="m", provider="p")
+    assert cache.write()
     assert cache.get(f"k{n}").text == f"text {n}"
 """
     writers = [commands.start("-c", code, str(tmp_path), cwd=Path.cwd(), env=os.environ) for _ in range(4)]
