@@ -60,7 +60,6 @@ _LONGEST_ID = 100
 """Characters of an unknown custom id that are compared."""
 
 _COUNTS_AT_ONCE = 8
-_WATCH_S = 0.05
 _READ_TOGETHER = 1 << 10
 """Samples of a prompt in one group."""
 
@@ -183,6 +182,8 @@ class Batches:
         self._shortest_refused: tuple[int, Item] | None = None
         """The request with the shortest prompt, in bytes, among those that do not fit under any cap."""
         self._stop = threading.Event()
+        self._stopped: asyncio.Task[None]
+        """Ends when ``stop`` is set."""
         self.submitted = 0
         self.usage = Usage()
 
@@ -209,16 +210,16 @@ class Batches:
         self._in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
         self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], *key[2:])}
         self._budget.release_other_batches(self._journal.open)
-        watcher = asyncio.create_task(self._watch())
+        self._stopped = asyncio.create_task(self._watch())
         following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
         try:
-            await self._until_done(following, watcher, on_outcome)
+            await self._until_done(following, on_outcome)
             for item in self._pending:
                 self._report_unanswered(item, on_outcome)
         finally:
-            for task in (watcher, *following):
+            for task in (self._stopped, *following):
                 task.cancel()
-            await asyncio.gather(watcher, *following, return_exceptions=True)
+            await asyncio.gather(self._stopped, *following, return_exceptions=True)
         if self._unknown and not stop.is_set():
             raise self._still_open()
         if self._shortest_refused is not None and not stop.is_set():
@@ -228,10 +229,8 @@ class Batches:
         if self._journal.open:
             logger.info("%d %s continue at the provider; the same command collects them", self.open, self.nouns)
 
-    async def _until_done(
-        self, following: set[asyncio.Task[None]], stopped: asyncio.Task[None], on_outcome: OnOutcome
-    ) -> None:
-        """Submits pending requests and follows batches until nothing is left, or until the task ``stopped`` ends."""
+    async def _until_done(self, following: set[asyncio.Task[None]], on_outcome: OnOutcome) -> None:
+        """Submits pending requests and follows batches until nothing is left, or until the run is stopped."""
         submitting: set[asyncio.Task[bool]] = set()
         has_room = True
         try:
@@ -245,7 +244,7 @@ class Batches:
                 ):
                     submitting.add(asyncio.create_task(self._submit_pending(following, on_outcome)))
                     await asyncio.sleep(0)  # it removes its requests from the pending ones
-                waiting: set[asyncio.Task[Any]] = {*following, stopped, *submitting}
+                waiting: set[asyncio.Task[Any]] = {*following, self._stopped, *submitting}
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done & following:
                     following.discard(task)
@@ -563,7 +562,7 @@ class Batches:
 
     def _postpone(self, batch: Batch, error: RateLimited, on_outcome: OnOutcome) -> None:
         """Closes a batch that the vendor's limits refuse, such as that of enqueued tokens. Its requests wait until
-        another batch ends, or go into smaller ones. One that is refused alone, again and again, fails."""
+        another batch ends, or go into smaller ones. A single request fails after ``retry.tries`` refusals."""
         self._is_full = bool(self._polled)
         if not self._is_full and len(batch.items) > 1:
             self._most = -(-len(batch.items) // 2)
@@ -842,12 +841,7 @@ class Batches:
 
     async def _pause(self, seconds: float) -> None:
         """Waits, at most until the run is stopped."""
-        pausing = asyncio.create_task(asyncio.sleep(seconds))
-        try:
-            while not pausing.done() and not self._stop.is_set():
-                await asyncio.wait([pausing], timeout=_WATCH_S)
-        finally:
-            pausing.cancel()
+        await asyncio.wait([self._stopped], timeout=seconds)
 
     def _request(self, item: Item) -> Request:
         """The request of an item. The journal does not store its files."""
@@ -876,7 +870,7 @@ class Batches:
 
     async def _watch(self) -> None:
         while not self._stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
-            await asyncio.sleep(_WATCH_S)
+            await asyncio.sleep(0.05)
 
 
 def _may_be_billed(error: RequestError) -> bool:
