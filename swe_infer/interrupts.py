@@ -39,7 +39,7 @@ launcher stop its processes."""
 _END_S = 2.0
 """The same, if there are threads of ``NATIVE``."""
 NATIVE = "native"
-"""Begins the names of threads that may be within native code for long, in vain after an interrupt."""
+"""Prefix of the names of threads that may be in native code for long. After an interrupt nothing needs it."""
 _POLL_S = 0.1
 
 _Result = TypeVar("_Result")
@@ -164,7 +164,7 @@ class Interrupts:
         that is within native code.
 
         Raises:
-            Stopped: a signal came. The call goes on in vain.
+            Stopped: a signal came. The call continues, and nothing uses its result.
         """
         if threading.current_thread() is not threading.main_thread():
             return work()

@@ -80,7 +80,7 @@ class CostBudget:
         self._unspent: Decimal | None = None
         self._reserved_usd = self._paid_usd = Decimal(0)
         self.exceeded = 0
-        """Requests that cost more than was reserved for them. What is reserved meanwhile may not fit."""
+        """Requests that cost more than was reserved for them. Earlier reservations of others may not fit any more."""
 
     @property
     def has_caps(self) -> bool:

@@ -42,8 +42,8 @@ _BASE_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on
 """Service tiers at the base price: OpenAI's, Anthropic's, Groq's and Gemini's names of standard processing, and tiers
 whose capacity or discount is priced apart. ``auto`` in a request may be another tier."""
 _PREPAID_TIERS = {"anthropic": "priority"}
-"""Tiers of committed capacity, which is paid for apart. What tokens use of it is in proportion to their base prices,
-at which they are recorded (platform.claude.com/docs/en/api/service-tiers)."""
+"""Tiers of committed capacity, which is paid for separately. Tokens use it in proportion to their base prices, at
+which they are recorded (platform.claude.com/docs/en/api/service-tiers)."""
 _REGIONAL = (
     (r"[a-z0-9]+\.api\.openai\.com", r"gpt-(?:5\.(?:[4-9]|\d\d)|[6-9])", Decimal("1.1")),
     (

@@ -130,7 +130,7 @@ def _limit_left() -> int | None:
 def _addresses_left() -> Iterator[int]:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):  # not Linux
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             yield max(0, limit - pages * resource.getpagesize())
 
@@ -142,7 +142,7 @@ def _groups_left(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     """
     try:
         lines = own.read_text(errors="surrogateescape").splitlines()
-    except OSError:
+    except OSError:  # not Linux
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -152,8 +152,8 @@ def _groups_left(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
         # In a container a group above this one may be mounted as the root.
         for group in (folder, *folder.parents[: len(folder.parts) - len(root.parts)]):
             names, unused = _GROUP_FILES[controllers]
-            with suppress(OSError, ValueError):
-                limit, used = (int((group / name).read_text()) for name in names)  # "max" is no limit
+            with suppress(OSError, ValueError):  # the root group has no such file, and "max" is no limit
+                limit, used = (int((group / name).read_text()) for name in names)
                 if limit < 1 << 60:
                     yield max(0, limit - used + min(used, _entry(group / "memory.stat", unused)))
 

@@ -194,7 +194,7 @@ def _encoded(backend: Tokenizer, text: str, *, add_special_tokens: bool) -> list
         try:
             ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, and no Exception
+            if type(error).__name__ != "PanicException":  # of Rust: it is a BaseException
                 raise
             raise CheckpointError(f"the tokenizer cannot encode a prompt: {first_line(error)}") from None
         return ids

@@ -151,7 +151,7 @@ def shorten_starts() -> None:
     and it looks for inputs of a job of W&B Launch. Both import much."""
     import wandb
 
-    with suppress(ImportError, AttributeError):  # names of the release that is pinned
+    with suppress(ImportError, AttributeError):  # another release than the pinned one starts slower
         from wandb.analytics.opentelemetry import opentelemetry_proxy
 
         opentelemetry_proxy.disable()
