@@ -149,6 +149,15 @@ def test_the_table_has_a_row_for_every_sample(offline: OfflineRun) -> None:
     assert last["patch"].endswith("6000 characters more")
 
 
+def test_the_artifact_of_the_table_is_complete(offline: OfflineRun) -> None:
+    (entry,) = offline.artifacts["run-run-0001-predictions"]["manifest"]["contents"]
+    kept, shown = json.loads(Path(entry["local_path"]).read_text()), offline.table("predictions")
+    types = kept.pop("column_types")["params"]["type_map"]
+    size = {"nrows": 12, "ncols": len(shown["columns"])}
+    assert kept == {"_type": "table", "log_mode": "IMMUTABLE", **size, **shown}
+    assert types.keys() == set(shown["columns"])
+
+
 def test_histograms_count_every_completed_sample(offline: OfflineRun) -> None:
     last = offline.history[-1]
     for name in ("latency_s", "prompt_tokens", "output_tokens"):
