@@ -31,7 +31,7 @@ from swe_infer.standard_streams import output_error, prepare_streams
 INTERRUPTED = 130
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-COLLECT_AFTER = (10_000, 10, 10)
+COLLECT_AFTER = (250_000, 10, 10)
 """For :func:`gc.set_threshold`: imports create many objects, of which few become garbage."""
 _UNWIND_S = 10.0
 """Seconds until the process is ended, if a library swallows KeyboardInterrupt or its threads do not end. Those of a

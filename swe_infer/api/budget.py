@@ -23,7 +23,7 @@ from swe_infer.errors import BudgetExceeded, StoreError
 
 logger = logging.getLogger(__name__)
 
-_WRITE_S = 0.02
+_WRITE_S = 0.1
 """Charges are written after this time, unless a reservation comes first."""
 _POLL_S = 0.1
 """Other processes release reservations without a notification."""

@@ -53,7 +53,7 @@ _ROUNDED_USD = Decimal("0.000001")
 """Dollars by which rounding may make the sum of a run's records differ from its ledger, at most."""
 _LEAST_TRUNCATED = 2_000
 """Characters of the shortest prompt that is checked for truncation."""
-_WRITE_S = 0.02
+_WRITE_S = 0.1
 """Answers are in the response cache after this time."""
 _GRACE_S = 1.0
 _CONNECT_S = 17.0

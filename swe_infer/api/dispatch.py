@@ -36,8 +36,8 @@ _GROUP_SIZE = 1 << 10
 """Samples of a prompt in one group; a multiple of what a provider accepts in one request."""
 _MAX_BUGS = 5
 """A run stops after this many consecutive unexpected exceptions."""
-_COLLECT_AFTER = (2_000, 5, 1_000)
-"""For :func:`gc.set_threshold`: small young collections, a full one after ten million new objects."""
+_COLLECT_AFTER = (20_000, 5, 100)
+"""For :func:`gc.set_threshold`: few objects outlive a young collection, and a full one comes after ten million."""
 _EVENTS_AT_ONCE = 8
 _TURNS_BETWEEN = 4
 """Turns of the event loop from an answer until the request that waited for its place is sent."""
