@@ -7,6 +7,7 @@ itself is not stored. Refusals, truncated answers and failures are not cached.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -99,7 +100,7 @@ def _identity(request: Request, model: ApiModel, provider: str) -> dict[str, Any
         "api_version": model.api_version,
         "extra_body": _plain(model.extra_body),
         **{key: value for key in _KNOBS if (value := getattr(model, key)) is not None},
-        "system": _digest(request.prompt.system),
+        "system": _system_digest(request.prompt.system),
         "user": request.prompt.user_sha256,
         **({} if request.prompt.prefill is None else {"prefill": _digest(request.prompt.prefill)}),
         **({"messages": list(map(_digest, request.prompt.parts))} if request.prompt.turns else {}),
@@ -235,6 +236,10 @@ def _level() -> int:
 def _digest(text: str | None) -> str | None:
     """A digest instead of the text, because encoding the text as JSON is ten times slower."""
     return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_system_digest = functools.lru_cache(maxsize=8)(_digest)
+"""Prompts share the few system parts."""
 
 
 def _host(base_url: str) -> str:

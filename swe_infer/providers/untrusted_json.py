@@ -20,21 +20,28 @@ def decoded_json(raw: bytes | str) -> Any:
     Raises:
         ValueError: it is not JSON.
     """
+    text = raw if isinstance(raw, str) else _decoded(raw)
     try:
-        return json.loads(raw, parse_int=_parsed_int)
-    except UnicodeDecodeError:
-        assert isinstance(raw, bytes)
-        return decoded_json(raw.decode("utf-8", "replace"))
+        return _DECODER.decode(text)
     except RecursionError:
-        text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "replace")
         try:
-            return json.loads(_without_deep_values(text), parse_int=_parsed_int)
+            return _DECODER.decode(_without_deep_values(text))
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
 
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode(json.detect_encoding(raw), "surrogatepass")
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "replace")
+
+
 def _parsed_int(digits: str) -> int | float:
     return int(digits) if len(digits) <= LONGEST_NUMBER else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_parsed_int)
 
 
 def _without_deep_values(text: str) -> str:

@@ -64,7 +64,11 @@ def optional_count(counts: Any, *names: str) -> int:
     Raises:
         Implausible: ``counts`` is neither a JSON object nor null, or a count is invalid.
     """
-    return 0 if counts is None else max(token_count(counts, name) for name in names)
+    if counts is None:
+        return 0
+    if not isinstance(counts, dict):
+        raise Implausible("no JSON object")
+    return max((token_count(counts, name) for name in names if name in counts), default=0)
 
 
 def later_usage(usage: Any, stated: Any) -> Any:
