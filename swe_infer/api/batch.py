@@ -46,7 +46,7 @@ from swe_infer.errors import (
 )
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
-from swe_infer.providers.usage import estimated_tokens
+from swe_infer.providers.usage import checked_usage
 from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
 
 T = TypeVar("T")
@@ -656,6 +656,8 @@ class Batches:
                 self._charge_unknown(batch, item)
             return False
         if isinstance(result, Answer):
+            request = self._request(item)
+            result = _with_checked_usage(result, request)
             is_known = "usage_estimated" not in result.details
             self._endpoint.observe(
                 result.usage if is_known else None,
@@ -665,11 +667,8 @@ class Batches:
                 is_last=len(self._journal.open) == 1,
             )
             if is_known:
-                byte_bound = self._bounds.byte_bound(self._request(item), self._endpoint)
+                byte_bound = self._bounds.byte_bound(request, self._endpoint)
                 self._bounds.observe(self._endpoint, result.usage, byte_bound, byte_bound)
-            elif not result.usage.input_tokens:  # estimated without the prompt
-                tokens = estimated_tokens(self._request(item).prompt.text)
-                result = replace(result, usage=replace(result.usage, input_tokens=tokens))
             result = with_lifetimes(result, self._prices)
             sent_at = datetime.fromtimestamp(batch.planned_at, tz=UTC)
             usd = settled_usd(self._prices, result.usage, result.bill, sent_at)
@@ -871,6 +870,14 @@ class Batches:
     async def _watch(self) -> None:
         while not self._stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
             await asyncio.sleep(0.05)
+
+
+def _with_checked_usage(answer: Answer, request: Request) -> Answer:
+    """``answer``, whose token counts were read without the prompt; estimated if the prompt contradicts them."""
+    usage, is_estimated = checked_usage(answer.usage, request, answer.text)
+    if not is_estimated:
+        return answer
+    return replace(answer, usage=usage, details={**answer.details, "usage_estimated": True})
 
 
 def _may_be_billed(error: RequestError) -> bool:

@@ -137,6 +137,15 @@ def possibly_billed(outcomes: Iterable[Outcome]) -> Decimal:
     return sum((Decimal(each.get("possibly_billed_usd", 0)) for each in details), Decimal(0))
 
 
+def test_counts_that_the_prompt_contradicts_are_estimated(tmp_path: Path) -> None:
+    with ApiServer(faults=[Fault("absurd_usage", contains="fix it 1")]) as server:
+        outcomes = run(runner(server.url, tmp_path, cap="1"), requests(3))
+        answers = [outcome for outcome in outcomes.values() if isinstance(outcome, Completion)]
+        estimated = [answer for answer in answers if "usage_estimated" in answer.details]
+        assert (len(answers), len(estimated)) == (3, 1)
+        assert estimated[0].usage.output_tokens < 1000
+
+
 def test_a_stop_waits_for_ids_on_their_way_and_the_next_try_collects(tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.held = True

@@ -599,6 +599,17 @@ def test_answers_that_cannot_be_used_count_as_possibly_billed(vendor: str, tmp_p
         assert all(("possibly_billed_usd" in answer.details) == (answer.attempts == 2) for answer in answers)
 
 
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
+def test_counts_that_the_prompt_contradicts_are_estimated(vendor: str, tmp_path: Path) -> None:
+    with ApiServer(faults=[Fault("absurd_usage", contains="fix it 1")]) as server:
+        outcomes = run(runner(server.url, vendor, tmp_path, cap="1"), requests(3))
+        answers = [outcome for outcome in outcomes.values() if isinstance(outcome, Completion)]
+        estimated = [answer for answer in answers if "usage_estimated" in answer.details]
+        assert (len(answers), len(estimated)) == (3, 1)
+        assert estimated[0].usage.output_tokens < 1000
+        assert Decimal(estimated[0].details["possibly_billed_usd"]) > 0
+
+
 def test_a_batch_that_a_moved_server_does_not_know_ends_a_run_whose_cap_it_holds(tmp_path: Path) -> None:
     stop = threading.Event()
     with ApiServer() as server, ApiServer() as moved:

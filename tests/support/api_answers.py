@@ -116,6 +116,8 @@ class Maker:
             speed=speed,
             geo=call.body.get("inference_geo", self.workspace_geo) if call.vendor == "anthropic" else None,
         )
+        if fault and fault.kind == "absurd_usage":
+            made = replace(made, stated=replace(usage, output_tokens=90_000_000))
         return replace(made, with_usage=False) if fault and fault.kind == "missing_usage" else made
 
     def _processing(self, call: Call) -> tuple[str | None, str | None]:

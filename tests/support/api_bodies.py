@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from swe_infer.types import Usage
@@ -33,6 +33,8 @@ class Made:
     created: int
     model: str
     with_usage: bool = True
+    stated: Usage | None = None
+    """The counts in the answer, if they are not those that are billed."""
     service_tier: str | None = None
     """The tier that served it, if the answer states one; OpenAI's answers do if the request names one."""
     speed: str | None = None
@@ -52,6 +54,7 @@ class Made:
 
 def body_of(made: Made) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
+    made = _as_stated(made)
     match made.call.dialect:
         case "openai_chat":
             return _chat(made)
@@ -65,6 +68,7 @@ def body_of(made: Made) -> dict[str, Any]:
 
 def events_of(made: Made, pieces: int) -> Iterator[bytes]:
     """Server-sent events, the text in about ``pieces`` parts."""
+    made = _as_stated(made)
     match made.call.dialect:
         case "openai_chat":
             yield from _chat_events(made, pieces)
@@ -74,6 +78,10 @@ def events_of(made: Made, pieces: int) -> Iterator[bytes]:
             yield from _message_events(made, pieces)
         case "anthropic_complete":
             raise ValueError("streamed text completions are not served here")
+
+
+def _as_stated(made: Made) -> Made:
+    return made if made.stated is None else replace(made, usage=made.stated)
 
 
 def _parts(text: str, pieces: int) -> Iterator[str]:

@@ -53,6 +53,7 @@ FaultKind = Literal[
     # an unusual answer
     "slow_body",
     "missing_usage",
+    "absurd_usage",
     "empty",
     "refusal",
     "content_filter",
@@ -63,8 +64,8 @@ FaultKind = Literal[
     "batch_lost",
 ]
 """``cut``: half of the body, or half of the stream, then an orderly close. ``stream_error``: an error event in
-mid-stream. ``wrong_type``: a good body under ``text/plain``. ``huge``: 8 MB of text. ``context_overflow_output``:
-prompt and output together do not fit."""
+mid-stream. ``wrong_type``: a good body under ``text/plain``. ``huge``: 8 MB of text. ``absurd_usage``: an answer
+that states 90 million tokens of output. ``context_overflow_output``: prompt and output together do not fit."""
 
 ERROR_FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)[:19]
 
