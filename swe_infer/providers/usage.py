@@ -15,6 +15,10 @@ _LONGEST_TOKENS = 40
 """Characters a token of a long answer, on average at most. No vocabulary reaches it with text."""
 _LONG_ANSWER = 400
 """Characters."""
+_LONG_PROMPT = 2_000
+"""Characters."""
+_LEAST_WINDOW = 64
+"""Tokens. No server truncates prompts to fewer."""
 _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 _MAX_TOKENS = 100_000_000
 """Largest plausible token count, ten times the largest context window."""
@@ -106,6 +110,13 @@ def _is_plausible(usage: Usage, request: Request | None, choices: int) -> bool:
     return fits and usage.output_tokens <= outputs + _HIDDEN_TOKENS
 
 
+def _lacks_cached_tokens(usage: Usage, request: Request) -> bool:
+    """Whether the input is so little that only what was not in a cache can be counted, as by gateways to Anthropic
+    (github.com/decolua/9router/pull/2658) and Ollama 0.30 (github.com/ollama/ollama/pull/16428)."""
+    least = max(_LONG_PROMPT, _LONGEST_TOKENS * usage.input_tokens)
+    return usage.input_tokens < _LEAST_WINDOW and request.prompt.characters >= least
+
+
 def checked_usage(stated: Usage | None, request: Request | None, text: str, choices: int = 1) -> tuple[Usage, bool]:
     """(token counts, whether they are estimated). Missing and implausible counts are estimated, so that no text is
     counted as free of charge.
@@ -119,6 +130,8 @@ def checked_usage(stated: Usage | None, request: Request | None, text: str, choi
     usage = stated if stated is not None and _is_plausible(stated, request, choices) else Usage()
     if len(text) >= max(_LONG_ANSWER, _LONGEST_TOKENS * usage.output_tokens):
         usage = replace(usage, output_tokens=0)  # one token was counted for the whole answer
+    if request is not None and _lacks_cached_tokens(usage, request):
+        usage = replace(usage, input_tokens=0)
     if usage.input_tokens and (usage.output_tokens or not text):
         return usage, False
     prompt = "" if request is None else request.prompt.text

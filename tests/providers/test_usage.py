@@ -158,7 +158,7 @@ def read(provider: WireProvider, body: dict[str, Any], user: str = "word " * 100
 @pytest.mark.parametrize("name", [name for name, *_ in CHAT])
 def test_token_counts_of_chat_completions(name: str) -> None:
     usage, expected = next((stated, found) for other, stated, found in CHAT if other == name)
-    answer = read(OpenAIChat(), chat(usage))
+    answer = read(OpenAIChat(), chat(usage), "word " * expected.input_tokens)
     assert (answer.usage, "usage_estimated" in answer.details) == (expected, False)
 
 
@@ -191,7 +191,9 @@ def test_reasoning_beside_the_output_of_a_response() -> None:
         "output_tokens_details": {"reasoning_tokens": 60},
     }
     answer = read(
-        OpenAIResponses(), {"status": "completed", "output": [message], "usage": usage, "service_tier": "flex"}
+        OpenAIResponses(),
+        {"status": "completed", "output": [message], "usage": usage, "service_tier": "flex"},
+        "fix it",
     )
     assert (answer.usage, answer.bill.service_tier) == (Usage(10, 0, 0, 65, 60), "flex")
 
@@ -234,11 +236,26 @@ def test_one_token_for_a_long_answer_is_no_count() -> None:
     # abetlen/llama-cpp-python #1344: completion_tokens is 1 for any answer
     text = "return x + 1\n" * 40  # 13 characters each
     for outputs, is_count in ((1, False), (12, False), (14, True), (120, True)):
-        answer = read(OpenAIChat(), chat({"prompt_tokens": 12, "completion_tokens": outputs}, text))
+        answer = read(OpenAIChat(), chat({"prompt_tokens": 12, "completion_tokens": outputs}, text), "fix it")
         assert ("usage_estimated" not in answer.details) is is_count
         assert answer.usage.output_tokens == (outputs if is_count else -(-len(text) // 3))
-    short = read(OpenAIChat(), chat({"prompt_tokens": 12, "completion_tokens": 1}, "-" * 64))
+    short = read(OpenAIChat(), chat({"prompt_tokens": 12, "completion_tokens": 1}, "-" * 64), "fix it")
     assert short.usage.output_tokens == 1
+
+
+def test_the_part_of_a_prompt_that_was_not_cached_is_no_count_of_it() -> None:
+    # github.com/decolua/9router/pull/2658: input_tokens of Claude alone; github.com/ollama/ollama/pull/16428
+    prompt = "word " * 2000
+    for inputs, is_count in ((3, False), (63, False), (64, True), (2050, True)):
+        answer = read(OpenAIChat(), chat({"prompt_tokens": inputs, "completion_tokens": 5}), prompt)
+        assert ("usage_estimated" not in answer.details) is is_count
+        assert (answer.usage.input_tokens == inputs) is is_count
+        assert answer.usage.input_tokens > 3000 or is_count
+    stated = {"prompt_tokens": 3, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 2400}}
+    assert read(OpenAIChat(), chat(stated), prompt).usage == Usage(2403, 2400, 0, 5)
+    for text, inputs in (("word " * 300, 3), ("word " * 450, 60)):  # short, or not too few by themselves
+        answer = read(OpenAIChat(), chat({"prompt_tokens": inputs, "completion_tokens": 5}), text)
+        assert answer.usage.input_tokens == inputs
 
 
 COSTS: list[tuple[dict[str, Any], str | None]] = [
