@@ -24,6 +24,7 @@ from swe_infer.providers.usage import (
     later_usage,
     optional_count,
     stated_dollars,
+    states_lifetimes,
     token_count,
 )
 from swe_infer.providers.wire import StreamChoice, Unreadable, named, price_terms_of, size_of, streams_output
@@ -318,12 +319,10 @@ def _bill(body: Mapping[str, Any]) -> Bill:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return Bill()
-    by_lifetime = usage.get("cache_creation")
-    counts = by_lifetime.values() if isinstance(by_lifetime, dict) else ()
     return Bill(
         service_tier=named(usage.get("service_tier")),
         speed=named(usage.get("speed")),
         usd=stated_dollars(usage.get("cost")),
-        states_lifetimes=any(type(count) is int and count > 0 for count in counts),
+        states_lifetimes=states_lifetimes(usage.get("cache_creation")),
         geo=named(usage.get("inference_geo")),
     )

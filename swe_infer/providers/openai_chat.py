@@ -36,6 +36,7 @@ from swe_infer.providers.usage import (
     later_usage,
     optional_count,
     stated_dollars,
+    states_lifetimes,
     token_count,
 )
 from swe_infer.providers.wire import StreamChoice, Unreadable, named, size_of, streams_output
@@ -407,7 +408,7 @@ def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 
     Some servers state cached tokens in the object itself, as ``cached_tokens`` (Kimi), ``prompt_cache_hit_tokens``
     (DeepSeek), ``num_cached_tokens`` (Mistral) or ``cache_read_input_tokens`` (gateways to Anthropic). More of them
     than the prompt has are not part of its count (xAI, such gateways). Where reasoning is not part of the output
-    (xAI, Gemini), the total includes it.
+    (xAI, Gemini), the total includes it. SGLang states reasoning in the object itself.
     """
     try:
         inputs = token_count(usage, "prompt_tokens", "input_tokens")
@@ -415,13 +416,15 @@ def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 
         names = ("prompt_tokens_details", "input_tokens_details", "prompt_token_details")
         of_input = next((usage[name] for name in names if usage.get(name)), None)
         of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
-        reasoning = optional_count(of_output, "reasoning_tokens")
+        reasoning = optional_count(of_output, "reasoning_tokens") or optional_count(usage, "reasoning_tokens")
         cached = optional_count(of_input, "cached_tokens") or optional_count(
             usage, "cached_tokens", "prompt_cache_hit_tokens", "num_cached_tokens", "cache_read_input_tokens"
         )
         written = optional_count(
             of_input, "cache_write_tokens", "cache_creation_input_tokens", "cache_creation_tokens"
         ) or optional_count(usage, "cache_creation_input_tokens")
+        hourly = optional_count(_lifetimes(of_input), "ephemeral_1h_input_tokens")
+        written = max(written, hourly)
         total = optional_count(usage, "total_tokens")
         beyond_input = total - inputs if inputs else 0
         if inputs and cached + written > inputs:
@@ -436,8 +439,15 @@ def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 
         cache_write_tokens=written,
         output_tokens=max(outputs, beyond_input, reasoning),
         reasoning_tokens=reasoning,
+        cache_write_1h_tokens=hourly,
     )
     return checked_usage(stated, request, text, choices)
+
+
+def _lifetimes(of_input: Any) -> Any:
+    """The cache writes of each lifetime that LiteLLM's proxy states for Anthropic
+    (https://docs.litellm.ai/docs/completion/prompt_caching)."""
+    return of_input.get("cache_creation_token_details") if isinstance(of_input, dict) else None
 
 
 def openai_bill(body: Mapping[str, Any]) -> Bill:
@@ -446,21 +456,39 @@ def openai_bill(body: Mapping[str, Any]) -> Bill:
     OpenRouter adds ``cost``, and with the user's own key what the vendor charges for it
     (https://openrouter.ai/docs/use-cases/usage-accounting). xAI adds ``cost_in_usd_ticks``
     (https://docs.x.ai/developers/cost-tracking), Perplexity an object with the ``total_cost``
-    (https://github.com/vercel/ai/pull/13705), and DeepInfra ``estimated_cost``.
+    (https://github.com/vercel/ai/pull/13705), and DeepInfra ``estimated_cost``. LiteLLM's proxy adds what Anthropic
+    states.
     """
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    ticks, upstream, cost = usage.get("cost_in_usd_ticks"), None, usage.get("cost")
+    ticks, cost = usage.get("cost_in_usd_ticks"), usage.get("cost")
     usd = stated_dollars(cost.get("total_cost") if isinstance(cost, dict) else cost)
     if usd is None:
         usd = stated_dollars(usage.get("estimated_cost"))
     if usd is None and type(ticks) is int and 0 < ticks <= MAX_USD * _TICKS_PER_USD:
         usd = Decimal(ticks) / _TICKS_PER_USD
-    if usage.get("is_byok") is True and isinstance(details := usage.get("cost_details"), dict):
-        upstream = stated_dollars(details.get("upstream_inference_cost"))
-    if upstream is not None:
-        usd = (usd or Decimal(0)) + upstream
-    return Bill(service_tier=named(body.get("service_tier")), speed=named(usage.get("speed")), usd=usd)
+    if usage.get("is_byok") is True:
+        upstream = _upstream_dollars(usage.get("cost_details"))
+        usd = None if upstream is None else (usd or Decimal(0)) + upstream
+    details = usage.get("prompt_tokens_details")
+    return Bill(
+        service_tier=named(body.get("service_tier")),
+        speed=named(usage.get("speed")),
+        usd=usd,
+        states_lifetimes=states_lifetimes(_lifetimes(details)),
+        geo=named(usage.get("inference_geo")),
+    )
+
+
+def _upstream_dollars(details: Any) -> Decimal | None:
+    """What the vendor charges for a request with the user's own key (``cost_details`` of OpenRouter's SDK); None: it
+    is not stated, and the ``cost`` is OpenRouter's fee alone."""
+    if not isinstance(details, dict):
+        return None
+    total = stated_dollars(details.get("upstream_inference_cost"))
+    kinds = ("prompt", "completions", "input", "output")
+    parts = [stated_dollars(details.get(f"upstream_inference_{kind}_cost")) for kind in kinds]
+    return total or sum(filter(None, parts), Decimal(0)) or None
 
 
 def _is_choice(choice: Any) -> bool:

@@ -75,6 +75,11 @@ def optional_count(counts: Any, *names: str) -> int:
     return max((token_count(counts, name) for name in names if name in counts), default=0)
 
 
+def states_lifetimes(counts: Any) -> bool:
+    """Whether any cache writes are counted by their lifetime."""
+    return isinstance(counts, dict) and any(type(count) is int and count > 0 for count in counts.values())
+
+
 def later_usage(usage: Any, stated: Any) -> Any:
     """The usage of a stream after an event with usage. Counts are cumulative, so a missing or zero one was stated
     before: some servers count the prompt at the beginning alone, and others at the end alone."""

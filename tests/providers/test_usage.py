@@ -130,6 +130,24 @@ CHAT: list[tuple[str, dict[str, Any], Usage]] = [
         },
         Usage(900, 10, 800, 5),
     ),
+    # litellm.types.utils.CacheCreationTokenDetails
+    (
+        "LiteLLM, written for an hour",
+        {
+            "prompt_tokens": 900, "completion_tokens": 5, "total_tokens": 905,
+            "prompt_tokens_details": {
+                "cached_tokens": 10, "cache_creation_tokens": 800,
+                "cache_creation_token_details": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 700},
+            },
+        },
+        Usage(900, 10, 800, 5, 0, 700),
+    ),
+    # sglang: UsageInfo of srt/entrypoints/openai/protocol.py
+    (
+        "SGLang",
+        {"prompt_tokens": 900, "completion_tokens": 50, "total_tokens": 950, "reasoning_tokens": 40},
+        Usage(900, 0, 0, 50, 40),
+    ),
     # protobuf.dev/programming-guides/json: 64-bit integers are strings; json-schema.org: 1.0 is an integer.
     # Arize-ai/openinference #1183: counts are sometimes strings.
     ("strings", {"prompt_tokens": "900", "completion_tokens": "5", "cached_tokens": "8"}, Usage(900, 8, 0, 5)),
@@ -211,6 +229,10 @@ def test_lifetimes_and_speed_of_a_message() -> None:
     assert answer.bill == Bill("standard", "fast", None, states_lifetimes=True)
     del usage["cache_creation"]
     assert not read(AnthropicMessages(), body).bill.states_lifetimes
+    # LiteLLM's proxy: what Anthropic states, in the form of OpenAI
+    details = {"cache_creation_token_details": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 5}}
+    stated = {"prompt_tokens": 9, "completion_tokens": 5, "prompt_tokens_details": details, "inference_geo": "us"}
+    assert read(OpenAIChat(), chat(stated), "fix it").bill == Bill(None, None, None, states_lifetimes=True, geo="us")
 
 
 @pytest.mark.parametrize(
@@ -262,6 +284,16 @@ COSTS: list[tuple[dict[str, Any], str | None]] = [
     # OpenRouter (openrouter.ai/docs/use-cases/usage-accounting)
     ({"cost": 0.95, "cost_details": {"upstream_inference_cost": 19}}, "0.95"),
     ({"cost": 0.95, "is_byok": True, "cost_details": {"upstream_inference_cost": 19}}, "19.95"),
+    # @openrouter/sdk: OpenResponsesUsage; the total may be null, and without any of it the cost is OpenRouter's fee
+    (
+        {"cost": 0.01, "is_byok": True, "cost_details": {
+            "upstream_inference_cost": None, "upstream_inference_prompt_cost": 0.2,
+            "upstream_inference_completions_cost": 0.03,
+        }},
+        "0.24",
+    ),
+    ({"cost": 0.01, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, None),
+    ({"cost": 0.01, "is_byok": True}, None), ({"cost": 0.01, "is_byok": "yes"}, "0.01"),
     ({"cost": 3.25e-05}, "0.0000325"),
     # xAI (docs.x.ai/developers/cost-tracking): 10,000,000,000 ticks are a dollar
     ({"cost_in_usd_ticks": 37_756_000}, "0.0037756"),
