@@ -357,18 +357,20 @@ class ListedPrices:
             return f"speed={terms.speed}"
         if self._has_geo and terms.geo not in (None, _GLOBAL, *_GEO_PREMIUMS):
             return f"inference_geo={terms.geo}"
-        if (cache_writes or terms.caches_unasked) and terms.cache_ttl != "5m":
-            hourly = (
-                terms.cache_ttl == "1h" and self._sheet_prices(self._nominal, now).cache_write_1h_mtok is not None
-            )
-            if not hourly:
-                return f"cache_ttl={terms.cache_ttl}"
-        return None
+        return self._unlisted_ttl(now) if cache_writes or terms.caches_unasked else None
+
+    def _unlisted_ttl(self, at: datetime) -> str | None:
+        """The lifetime of the requests' cache writes, if it has no price."""
+        ttl = self.terms.cache_ttl
+        hourly = ttl == "1h" and self._sheet_prices(self._nominal, at).cache_write_1h_mtok is not None
+        return None if ttl == "5m" or hourly else f"cache_ttl={ttl}"
 
     def price(self, usage: Usage, bill: Bill | None = None, at: datetime | None = None) -> Decimal:
         moment = datetime.now(tz=UTC) if at is None else at
         context, premium = self._nominal, self._premium(self.terms.geo)
         if bill is not None:
+            if usage.cache_write_tokens and not bill.states_lifetimes and (missing := self._unlisted_ttl(moment)):
+                raise UnlistedPrice(f"{self.source} has no price for {missing}")
             context = self._context_of(bill, moment)
             if context not in self._served:
                 self._served.add(context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from swe_infer.errors import ConfigError
@@ -17,6 +17,8 @@ from swe_infer.types import ApiModel, Decoding
 OPENAI = "https://api.openai.com/v1"
 COUNT_PATH = "/responses/input_tokens"
 """Counts the input of a request to the Responses API (openai.types.responses.InputTokenCountParams)."""
+_USUAL_TTL = "30m"
+"""Lifetime of OpenAI's cached prompts, whose writes have the listed price."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -63,11 +65,14 @@ class OpenAIProvider(WireProvider):
         self._tier_is_fixed = True
 
     def price_terms(self, model: ApiModel) -> PriceTerms:
-        """OpenAI caches prompts unless a request says otherwise."""
+        """OpenAI caches prompts unless a request says otherwise, for 30 minutes unless it asks for longer
+        (openai.types.responses.ResponseCreateParams.prompt_cache_options)."""
         sent = {**self._cost_fields(model), **model.extra_body}
         options = sent.get("prompt_cache_options")
-        explicit = isinstance(options, Mapping) and options.get("mode") == "explicit"
-        return price_terms_of(sent, caches_unasked=not explicit)
+        options = options if isinstance(options, Mapping) else {}
+        ttl = options.get("ttl") or _USUAL_TTL
+        terms = price_terms_of(sent, caches_unasked=options.get("mode") != "explicit")
+        return terms if ttl == _USUAL_TTL else replace(terms, cache_ttl=str(ttl))
 
     def _cost_fields(self, model: ApiModel) -> dict[str, Any]:
         """The fields of a request that does not share its prompt which decide its price."""

@@ -391,6 +391,21 @@ def test_what_has_no_price_is_refused_under_a_budget_and_what_no_vendor_knows_al
     assert "service_tier=Flex" in refusal(extra, OpenAIChat())
     ApiRunner(model=extra, provider=OpenAIChat(), decoding=PLAIN).check(dry_run=True)
     assert "service_tier=ultrafast" in refusal(GPT, OpenAIResponses(service_tier="ultrafast"))
+    # openai.types.responses.response_create_params.PromptCacheOptions: 12h; the list has the price of 30 minutes
+    for ttl in ("12h", "30m"):
+        cached = ApiModel(name="gpt-6.1-sol", parameters=(), extra_body={"prompt_cache_options": {"ttl": ttl}})
+        terms = OpenAIResponses().price_terms(cached)
+        table = ListedPrices(cached.name, "openai", terms=terms)
+        written = settled_usd(table, Usage(5000, 0, 4000, 9), Bill())
+        assert settled_usd(table, Usage(5000, 4000, 0, 9), Bill()) is not None
+        if ttl == "12h":
+            assert "cache_ttl=12h" in refusal(cached, OpenAIResponses())
+            assert written is None
+        else:
+            assert written is not None
+            ApiRunner(
+                model=cached, provider=OpenAIResponses(), decoding=PLAIN, budget=Budget(max_usd=Decimal(1))
+            ).check(dry_run=True)
     gateway = OpenAIChat(name="gateway", base_url="http://127.0.0.1:1/v1", pricing_id="anthropic")
     assert "speed=fast" in refusal(ApiModel(name="claude-sonnet-4-5", extra_body={"speed": "fast"}), gateway)
     slow = ApiModel(name="claude-sonnet-4-5", parameters=(), extra_body={"speed": "fast"})
