@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
-from swe_infer.api.pricing import PriceTable, caching_pays
+from swe_infer.api.pricing import PriceTable, caching_pays, written_usage
 from swe_infer.types import Bottleneck, Estimate, Range, Usage
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _add(
     if not shared or size < 1024 or not caching_pays(prices, size, max(samples, 2)):
         end.cached += prompts * samples * plain
         return
-    written = prices.price(Usage(input_tokens=size, cache_write_tokens=size, output_tokens=output))
+    written = prices.price(written_usage(prices, size, output))
     read = prices.price(Usage(input_tokens=size, cached_input_tokens=size, output_tokens=output))
     end.cached += prompts * (written + (samples - 1) * read)
 

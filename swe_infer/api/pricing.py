@@ -629,19 +629,19 @@ def worst_case(prices: PriceTable, input_tokens: int, output_tokens: int, *, cac
     plain = prices.dearest(Usage(input_tokens=input_tokens, output_tokens=output_tokens))
     if not cache_write and not prices.terms.caches_unasked:
         return plain
-    return max(plain, prices.dearest(_written(prices, input_tokens, output_tokens)))
+    return max(plain, prices.dearest(written_usage(prices, input_tokens, output_tokens)))
 
 
 def caching_pays(prices: PriceTable, input_tokens: int, samples: int) -> bool:
     """Whether one request that writes the prompt cache and ``samples - 1`` that read it cost less than ``samples``
     requests without it. A write costs what the lifetime in the requests' terms costs."""
     plain = prices.price(Usage(input_tokens=input_tokens))
-    written = prices.price(_written(prices, input_tokens))
+    written = prices.price(written_usage(prices, input_tokens))
     read = prices.price(Usage(input_tokens=input_tokens, cached_input_tokens=input_tokens))
     return written + (samples - 1) * read < samples * plain
 
 
-def _written(prices: PriceTable, input_tokens: int, output_tokens: int = 0) -> Usage:
+def written_usage(prices: PriceTable, input_tokens: int, output_tokens: int = 0) -> Usage:
     """The usage of a request that writes its whole prompt to the provider's cache."""
     written = Usage(input_tokens=input_tokens, cache_write_tokens=input_tokens, output_tokens=output_tokens)
     return prices.terms.with_lifetimes(written)

@@ -47,6 +47,17 @@ def test_dollars_are_live_with_caching_and_in_batch_from_the_shortest_output_to_
     assert found.batch_usd == Range((Decimal("0.0915") + output) / 2, (Decimal("0.0915") + 1000 * output) / 2)
 
 
+def test_writes_for_an_hour_are_estimated_at_their_own_price() -> None:
+    for ttl, factor in (("5m", Decimal("1.25")), ("1h", Decimal(2))):
+        provider = AnthropicMessages(cache_ttl="1h" if ttl == "1h" else "5m")
+        decoding = Decoding(max_new_tokens=10)
+        api = ApiRunner(model=ApiModel(name="claude-sonnet-4-5"), provider=provider, decoding=decoding)
+        found = api.estimate(counted(request("a", s, "x" * 33_000, decoding) for s in range(4)))
+        assert found.cached_usd is not None
+        tokens = found.input_tokens.high / 4
+        assert found.cached_usd.high * 10**6 == tokens * 3 * (factor + 3 * Decimal("0.1")) + 4 * 10 * 15
+
+
 def test_an_estimated_count_widens_the_bounds_by_its_error() -> None:
     found = simple([Planned(10_000, 1)], exact=False)
     assert found.input_tokens == Range(Decimal(8_500), Decimal(11_000))
