@@ -673,8 +673,8 @@ class Batches:
             sent_at = datetime.fromtimestamp(batch.planned_at, tz=UTC)
             usd = settled_usd(self._prices, result.usage, result.bill, sent_at)
             is_bill = self._prices is None or (self._prices.states_bill and result.bill.usd is not None)
-            if "usage_estimated" in result.details and not is_bill and usd is not None and usd < reserved:
-                self._add_possibly_billed(item, reserved - usd)
+            if usd is None or ("usage_estimated" in result.details and not is_bill and usd < reserved):
+                self._add_possibly_billed(item, reserved - (usd or Decimal(0)))
                 paid = None
             else:
                 paid = usd

@@ -506,7 +506,8 @@ class Chain:
         if usd is None:
             # A tier without a price, which no request of a run with a cap asks for.
             dearest = Decimal(0) if prices is None else prices.dearest(usage)
-            self._budget.charge(reservation, max(reservation.usd, dearest))
+            most = max(reservation.usd, dearest)
+            self._add_possibly_billed(flight, self._budget.charge(reservation, most))
             return [None] * len(answers)
         is_bill = prices is None or (prices.states_bill and answers[0].bill.usd is not None)
         if "usage_estimated" in answers[0].details and not is_bill and usd < reservation.usd:

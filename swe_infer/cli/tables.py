@@ -144,7 +144,7 @@ def _skipped(count: int, reasons: Counter[str]) -> str:
 def _possibly_billed(summary: Mapping[str, Any]) -> str:
     """What may have been billed in addition."""
     usd = summary.get("possibly_billed_usd")
-    return f" (and perhaps up to {dollars(usd)} for requests without an answer or usage)" if usd else ""
+    return f" (and perhaps up to {dollars(usd)} for requests without an answer, usage or price)" if usd else ""
 
 
 def print_summary(

@@ -10,6 +10,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +20,7 @@ import genai_prices
 import pytest
 from genai_prices.data_snapshot import get_snapshot
 
+from swe_infer.api.ledger import Ledger
 from swe_infer.api.pricing import (
     ListedPrices,
     UnlistedPrice,
@@ -376,6 +378,20 @@ def test_the_tier_of_the_answer_decides_the_price_without_a_budget() -> None:
             }
             assert "service_tier" not in server.log.asked()[-1].body
         assert sum(e.service_tier == "priority" for e in server.log.billed()) == 4
+
+
+def test_an_answer_from_a_tier_without_a_price_counts_with_the_most_that_it_can_cost(tmp_path: Path) -> None:
+    with ApiServer(prompt_cache=False) as server:
+        server.maker.project_tier = "unheard-of"
+        provider = chat(server, service_tier="auto")
+        cap = 10 * worst_case(ListedPrices("gpt-5.4", "openai"), 100, OUTPUT, cache_write=True)
+        api = ApiRunner(model=GPT, provider=provider, decoding=PLAIN, budget=Budget(max_usd=cap))
+        outcomes = spend(api, requests(60, decoding=PLAIN), tmp_path)
+    done = [outcome for outcome in outcomes.by_key.values() if isinstance(outcome, Completion)]
+    assert {outcome.cost_usd for outcome in done} == {None}
+    counted = sum(Decimal(outcome.details["possibly_billed_usd"]) for outcome in done)
+    with closing(Ledger(tmp_path / "ledger.sqlite", cap, "look")) as ledger:
+        assert cap / 2 < counted == ledger.spent_usd <= cap
 
 
 def refusal(model: ApiModel, provider: Provider, cap: str | None = "1") -> str:
