@@ -551,27 +551,32 @@ def price_table_for(
         return ListedPrices(name, found_id, batch=batch, terms=terms, address=address)
     except LookupError as error:
         reason = error.args[0]
-        if (vendor := _vendor_of(name, found_id)) is not None:
+        place = repr(found_id)
+        if provider_id not in (None, found_id):
+            place += f", the provider at {urlsplit(address).hostname}"
+        elif (vendor := _vendor_of(name, found_id)) is not None:
             reason = f"it is a model of {vendor}: choose provider={vendor}, unless this server has it too"
         raise ConfigError(
-            f"model.pricing: no price is known for {name!r} at {found_id!r} ({reason}). State "
+            f"model.pricing: no price is known for {name!r} at {place} ({reason}). State "
             "model.pricing.input_per_mtok and model.pricing.output_per_mtok in dollars, or name a listed model in "
             "model.price_as, or set model.pricing=unknown (then no budget can be set)"
         ) from None
 
 
 def _listed_provider(provider_id: str | None, address: str) -> tuple[str | None, list[str]]:
-    """(the id in ``genai-prices`` of the provider with an id or an address, or None; all ids)."""
+    """(the id in ``genai-prices`` of the provider with an id or an address, or None; all ids). The default ids of
+    OpenAI's and Anthropic's APIs do not apply to the addresses of other listed providers."""
     from genai_prices.data_snapshot import get_snapshot
 
     snapshot = get_snapshot()
     ids = [provider.id for provider in snapshot.providers]
-    try:
-        if provider_id is not None:
+    if address and (provider_id is None or provider_id in _VENDORS):
+        with suppress(LookupError):
+            return snapshot.find_provider(None, None, address).id, ids
+    if provider_id is not None:
+        with suppress(LookupError):
             return snapshot.find_provider(None, provider_id, None).id, ids
-        return (snapshot.find_provider(None, None, address).id if address else None), ids
-    except LookupError:
-        return None, ids
+    return None, ids
 
 
 def _vendor_of(name: str, provider_id: str) -> str | None:

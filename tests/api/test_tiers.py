@@ -490,6 +490,27 @@ def test_the_prices_of_a_known_address_apply() -> None:
     table = price_table_for(ApiModel(name="deepseek-v4-pro"), own.pricing_id, address=own.address)
     assert table is not None
     assert table.source.endswith("deepseek/deepseek-v4-pro")
+    for name, pricing_id, address, source in [
+        (
+            "gpt-oss-120b",
+            "openai",
+            "https://api.cerebras.ai/v1",
+            "cerebras/gpt-oss-120b",
+        ),  # nine times OpenAI's price
+        ("deepseek-v4-pro", "anthropic", "https://api.deepseek.com/anthropic", "deepseek/deepseek-v4-pro"),
+        ("gpt-oss-120b", "groq", "https://api.cerebras.ai/v1", None),
+        ("gpt-4o", "openai", "https://openrouter.ai/api/v1", None),
+        ("gpt-5.4", "openai", "https://api.openai.com/v1", "openai/gpt-5.4"),
+        ("gpt-5.4", "openai", "https://eu.api.openai.com/v1", "openai/gpt-5.4"),
+        ("gpt-5.4", "openai", "http://127.0.0.1:8000/v1", "openai/gpt-5.4"),
+    ]:
+        if source is None:
+            with pytest.raises(ConfigError, match=r"'groq' |'openrouter', the provider at openrouter\.ai"):
+                price_table_for(ApiModel(name=name), pricing_id, address=address)
+        else:
+            found = price_table_for(ApiModel(name=name), pricing_id, address=address)
+            assert found is not None
+            assert f": {source}" in found.source
 
 
 def test_vendors_get_their_own_fields() -> None:
