@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -299,13 +298,16 @@ class PreparedRun:
             context = RunContext(
                 directory=info.directory,
                 run_id=run_id,
-                spent_usd=(store.totals.cost_usd or Decimal(0)) + store.totals.possibly_billed_usd,
+                spent_usd=store.totals.known_usd + store.totals.possibly_billed_usd,
                 sweep_ledger=self._agent.ledger if self._agent else shared / SWEEP_LEDGER,
                 resources=resources,
                 shards=experiment.shard.count,
                 is_recorded=lambda key, turn, auxiliary: store.totals.is_answered(key, turn, auxiliary),
             )
             experiment.runner.bind(context)
+            budget = experiment.budget
+            if store.totals.cost_usd is None and (budget.max_usd, budget.sweep_max_usd) != (None, None):
+                log.warning("what some earlier answers cost is not known: the budget counts the known part of it")
             if (writer := resources.find(SweepWriter)) is not None and isinstance(experiment.tracker, WandbTracker):
                 experiment.tracker.share(writer)
             run = Run(

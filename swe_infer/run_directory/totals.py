@@ -107,6 +107,8 @@ class Totals:
         self.records = 0
         self.usage = Usage()
         self.cost_usd: Decimal | None = Decimal(0)
+        self.known_usd = Decimal(0)
+        """The part of ``cost_usd`` that is known if the rest is not."""
         self.possibly_billed_usd = Decimal(0)
         self.unreadable = 0
         """Unreadable records."""
@@ -118,6 +120,7 @@ class Totals:
         self.records += 1
         self.usage += usage_of(record)
         self.cost_usd = sum_usd(self.cost_usd, record.get("cost_usd"))
+        self.known_usd += record.get("cost_usd") or 0
         self.possibly_billed_usd += possibly_billed_usd(record)
         if (purpose := purpose_of(record)) is not None:
             self._auxiliary.setdefault(purpose, _Auxiliary()).add_record(record)
@@ -172,6 +175,7 @@ class Totals:
         self.unreadable_usd = sum_usd(self.unreadable_usd, damage.cost_usd)
         self.usage += damage.usage
         self.cost_usd = sum_usd(self.cost_usd, damage.cost_usd)
+        self.known_usd += damage.cost_usd or 0
 
     def unrecorded_usd(self, summary: Summary) -> Decimal:
         """What may have been billed according to the run's summary, beyond what these records state. The ledgers of a

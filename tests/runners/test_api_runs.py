@@ -620,6 +620,33 @@ def test_what_was_in_flight_under_the_cap_of_a_sweep_is_stated_without_a_cap(
     assert float(summary_of(directory)["possibly_billed_usd"]) == lost, "it is counted once"
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_cap_counts_the_known_part_of_earlier_costs_if_the_rest_is_unknown(
+    damaged: bool, server: ApiServer, tmp_path: Path
+) -> None:
+    """The first command has no cap: an answer comes from a tier without a price, or a record is damaged."""
+    data = write_instances(tmp_path / "instances.jsonl", 60)
+    arguments = [
+        "model=gpt-5.4", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker=none",
+        f"output_dir={tmp_path / 'run'}", "provider.max_concurrency=1", "decoding.max_new_tokens=256",
+    ]  # fmt: skip
+    server.maker.project_tier = "default" if damaged else "unheard-of"
+    assert run(*arguments, "dataset.limit=1", cwd=tmp_path).returncode == 0
+    server.maker.project_tier = "default"
+    assert run(*arguments, "dataset.limit=20", cwd=tmp_path).returncode == 0
+    if damaged:
+        records = tmp_path / "run" / "records.jsonl"
+        first, *rest = records.read_bytes().splitlines(keepends=True)
+        records.write_bytes(re.sub(rb'"cost_usd":\s*[\d.]+', b'"cost_usd": null', first)[1:] + b"".join(rest))
+    assert summary_of(tmp_path / "run")["cost_usd"] is None or damaged
+    before = server.log.cost_usd()
+    cap = before + Decimal("0.02")  # five requests with the longest output
+    result = run(*arguments, f"budget.max_usd={cap}", cwd=tmp_path)
+    assert result.returncode == 3, result.stderr
+    assert before < server.log.cost_usd() <= cap
+    assert "the budget counts the known part" in result.stderr
+
+
 def plain_run(server: ApiServer) -> list[str]:
     return ["model=gpt-4o", address(server, "openai"), "dataset.run_tests=false", "tracker=none", "output_dir=run"]
 
