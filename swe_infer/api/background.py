@@ -20,7 +20,7 @@ from swe_infer.api.reachability import Unreachable
 from swe_infer.api.retry import may_have_been_billed
 from swe_infer.errors import ProviderFatal, RateLimited, RateLimits, RequestError, TransientError
 from swe_infer.providers.base import ONLY_ITEM
-from swe_infer.types import OnOutcome, Usage
+from swe_infer.types import Usage
 
 
 class BackgroundResponses(Batches):
@@ -61,13 +61,13 @@ class BackgroundResponses(Batches):
             finally:
                 del self._permits[label]
 
-    async def _submit(self, batch: Batch, encoded: dict[str, bytes], on_outcome: OnOutcome) -> bool:
+    async def _submit(self, batch: Batch, encoded: dict[str, bytes]) -> bool:
         """Submits a response. A request that was refused for now is pending again."""
         (item,) = batch.items.values()
         tries, began = self._refusals.get(item.key, (0, time.monotonic()))
         self._refusals[item.key] = tries + 1, began
         if self._stop.is_set():
-            self._journal.record_closed(batch, "stopped")
+            self._close(batch, "stopped")
             return False
         limiter, permit = self._endpoint.limiter, self._permits[batch.label]
         try:
@@ -78,7 +78,7 @@ class BackgroundResponses(Batches):
                 limiter.refused(permit, error, self._retry.max_retry_after_s)
             elif error.timed_out:
                 limiter.timed_out(permit)
-            await self._submission_failed(batch, item, error, on_outcome)
+            await self._submission_failed(batch, item, error)
             return False
         self._journal.record_submitted(batch, response_id)
         self._refusals.pop(item.key, None)
@@ -87,7 +87,7 @@ class BackgroundResponses(Batches):
         limiter.answered(permit, RateLimits(), Usage())
         return True
 
-    async def _submission_failed(self, batch: Batch, item: Item, error: RequestError, on_outcome: OnOutcome) -> None:
+    async def _submission_failed(self, batch: Batch, item: Item, error: RequestError) -> None:
         """Reports a failed submission, or makes its request pending again.
 
         Raises:
@@ -95,21 +95,20 @@ class BackgroundResponses(Batches):
         """
         tries, began = self._refusals[item.key]
         if may_have_been_billed(error):
-            self._lose(batch, error, on_outcome)
+            self._lose(batch, error)
             await self._pause(self._retry.delay_s(error, 1, 0.0) or 0.0)
             return
         try:
             is_unreached = isinstance(error, TransientError) and await self._is_unreached(error, tries)
         except Unreachable as fatal:
-            self._refused(batch, fatal, on_outcome)
+            self._refused(batch, fatal)
             return
         delay_s = 0.0 if is_unreached else self._retry.delay_s(error, tries, time.monotonic() - began)
         if isinstance(error, ProviderFatal) or delay_s is None:
             self._refusals.pop(item.key, None)
-            self._refused(batch, error, on_outcome)
+            self._refused(batch, error)
             return
-        self._journal.record_closed(batch, "refused")
-        self._budget.release_other_batches(self._journal.open)
+        self._close(batch, "refused")
         await self._pause(delay_s)
         self._pending.appendleft(item)
 

@@ -181,6 +181,7 @@ class Batches:
         """Whether nothing fits under a cap beside the batches whose state is unknown."""
         self._shortest_refused: tuple[int, Item] | None = None
         """The request with the shortest prompt, in bytes, among those that do not fit under any cap."""
+        self._on_outcome: OnOutcome
         self._stop = threading.Event()
         self._stopped: asyncio.Task[None]
         """Ends when ``stop`` is set."""
@@ -203,7 +204,7 @@ class Batches:
 
         Returns at once when ``stop`` is set: batches continue at the provider, and the same command collects them.
         """
-        self._stop = stop
+        self._on_outcome, self._stop = on_outcome, stop
         if self.kind == "batch":  # the answer to a first request alone may take a day
             self._endpoint.bound_is_certain = True
         self._source = by_prompt(requests, _READ_TOGETHER)
@@ -211,11 +212,11 @@ class Batches:
         self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], *key[2:])}
         self._budget.release_other_batches(self._journal.open)
         self._stopped = asyncio.create_task(self._watch())
-        following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
+        following = {asyncio.create_task(self._follow(batch)) for batch in self._journal.open.values()}
         try:
-            await self._until_done(following, on_outcome)
+            await self._until_done(following)
             for item in self._pending:
-                self._report_unanswered(item, on_outcome)
+                self._report_unanswered(item)
         finally:
             for task in (self._stopped, *following):
                 task.cancel()
@@ -229,20 +230,20 @@ class Batches:
         if self._journal.open:
             logger.info("%d %s continue at the provider; the same command collects them", self.open, self.nouns)
 
-    async def _until_done(self, following: set[asyncio.Task[None]], on_outcome: OnOutcome) -> None:
+    async def _until_done(self, following: set[asyncio.Task[None]]) -> None:
         """Submits pending requests and follows batches until nothing is left, or until the run is stopped."""
         submitting: set[asyncio.Task[bool]] = set()
         has_room = True
         try:
             while (
-                (not self._is_blocked and self._read_more(on_outcome)) or following or submitting
+                (not self._is_blocked and self._read_more()) or following or submitting
             ) and not self._stop.is_set():
                 while (
                     self._may_submit(len(following), len(submitting))
                     and (has_room or not (self._is_blocked or following or submitting))
-                    and self._read_more(on_outcome)
+                    and self._read_more()
                 ):
-                    submitting.add(asyncio.create_task(self._submit_pending(following, on_outcome)))
+                    submitting.add(asyncio.create_task(self._submit_pending(following)))
                     await asyncio.sleep(0)  # it removes its requests from the pending ones
                 waiting: set[asyncio.Task[Any]] = {*following, self._stopped, *submitting}
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -270,7 +271,7 @@ class Batches:
             task.cancel()
         await asyncio.gather(*submitting, return_exceptions=True)
 
-    def _read_more(self, on_outcome: OnOutcome) -> bool:
+    def _read_more(self) -> bool:
         """Whether any request is pending. Reads requests until one is: prompts go to disk, keys stay in memory."""
         while not self._pending and not self._stop.is_set():
             group = next(self._source, None)
@@ -283,7 +284,7 @@ class Batches:
                 if key in self._reported_unread or is_recorded:
                     continue  # a batch was collected since the request was made
                 if (hit := self._cached(request)) is not None:
-                    on_outcome(request, hit)
+                    self._on_outcome(request, hit)
                     continue
                 self._wanted.add(key)
                 self._asked.add(key)
@@ -312,18 +313,18 @@ class Batches:
 
     # Submission.
 
-    async def _submit_pending(self, following: set[asyncio.Task[None]], on_outcome: OnOutcome) -> bool:
+    async def _submit_pending(self, following: set[asyncio.Task[None]]) -> bool:
         """Submits the next batch. Returns False if further ones must wait: they fit under the caps only after other
         requests are charged, or the vendor takes no more."""
         if self._stop.is_set():
             return True
         label = f"swe-{secrets.token_hex(6)}"
-        chosen, encoded = self._choose(label, on_outcome)
+        chosen, encoded = self._choose(label)
         if not chosen:
             return True
         try:
             async with self._permission(label, chosen.values()):
-                return await self._submit_chosen(label, chosen, encoded, following, on_outcome)
+                return await self._submit_chosen(label, chosen, encoded, following)
         except Halted:
             return True
 
@@ -337,7 +338,6 @@ class Batches:
         chosen: Mapping[str, Item],
         encoded: Mapping[str, bytes],
         following: set[asyncio.Task[None]],
-        on_outcome: OnOutcome,
     ) -> bool:
         """:meth:`_submit_pending` of chosen requests."""
         amounts, tight = await self._amounts(list(chosen.values()))
@@ -346,7 +346,7 @@ class Batches:
         waiting: list[Item] = []
         for index, (key, item) in enumerate(chosen.items()):
             if key not in held and remaining is not None and index in tight and amounts[index] > remaining.unspent:
-                self._refuse(item, on_outcome)
+                self._refuse(item)
             elif key not in held:
                 waiting.append(item)
         self._pending.extendleft(reversed(waiting))
@@ -358,13 +358,13 @@ class Batches:
         items = {key: replace(chosen[key], usd=str(usd)) for key, usd in held.items()}
         batch = Batch(label, time.time(), items, kind=self.kind)
         self._journal.record_planned(batch)  # before anything is awaited: a label without an entry is released
-        if await self._submit(batch, {key: encoded[key] for key in held}, on_outcome):
-            following.add(asyncio.create_task(self._follow(batch, on_outcome)))
+        if await self._submit(batch, {key: encoded[key] for key in held}):
+            following.add(asyncio.create_task(self._follow(batch)))
         return not self._is_full
 
-    def _refuse(self, item: Item, on_outcome: OnOutcome) -> None:
+    def _refuse(self, item: Item) -> None:
         """Skips a request that does not fit under a cap. If it may have been billed before, it has failed."""
-        self._report_unanswered(item, on_outcome)
+        self._report_unanswered(item)
         self._wanted.discard(item.key)
         self._asked.discard(item.key)
         self._over_budget.add(item.instance_id)
@@ -402,17 +402,17 @@ class Batches:
             done.update(part)
         return amounts, done
 
-    def _choose(self, label: str, on_outcome: OnOutcome) -> tuple[dict[str, Item], dict[str, bytes]]:
+    def _choose(self, label: str) -> tuple[dict[str, Item], dict[str, bytes]]:
         """The next requests for one batch and their encoded form, by custom id."""
         most_bytes = min(self._provider.max_batch_bytes, _MEMORY_BYTES)
         chosen: dict[str, Item] = {}
         encoded: dict[str, bytes] = {}
         size = 0
-        while len(chosen) < self._most and self._read_more(on_outcome):
+        while len(chosen) < self._most and self._read_more():
             item = self._pending[0]
             request = self._request(item)
             if self._is_too_dear(request):
-                self._refuse(self._pending.popleft(), on_outcome)
+                self._refuse(self._pending.popleft())
                 continue
             key = self._custom_id(label, len(chosen))
             line = self._provider.batch_item(key, request, self._model)
@@ -420,10 +420,7 @@ class Batches:
                 break
             self._pending.popleft()
             if len(line) > most_bytes:
-                self._wanted.discard(item.key)
-                self._asked.discard(item.key)
-                message = f"{len(line)} bytes: a batch has at most {most_bytes}"
-                on_outcome(request, Failure("InvalidRequest", message))
+                self._fail(item, "InvalidRequest", f"{len(line)} bytes: a batch has at most {most_bytes}", item.tries)
                 continue
             encoded[key] = line
             chosen[key] = item
@@ -433,7 +430,7 @@ class Batches:
     def _custom_id(self, label: str, number: int) -> str:
         return f"{label}-{number}"
 
-    async def _submit(self, batch: Batch, encoded: dict[str, bytes], on_outcome: OnOutcome) -> bool:
+    async def _submit(self, batch: Batch, encoded: dict[str, bytes]) -> bool:
         """Submits a batch. Returns whether it was accepted."""
         tries, began = 0, time.monotonic()
         while True:
@@ -449,7 +446,7 @@ class Batches:
                     if await self._is_unreached(error, tries):
                         continue
                 except Unreachable as fatal:
-                    self._refused(batch, fatal, on_outcome)
+                    self._refused(batch, fatal)
                 delay_s = self._retry.delay_s(error, tries, time.monotonic() - began)
                 if isinstance(error, TransientError | AnswerTooLarge):  # it may have been accepted anyway
                     logger.warning("a batch was submitted and its response lost: %s", error)
@@ -462,10 +459,10 @@ class Batches:
                         batch_id = found
                         break
                 if isinstance(error, RateLimited) and delay_s is None and self._polled:
-                    self._postpone(batch, error, on_outcome)
+                    self._postpone(batch, error)
                     return False
                 if isinstance(error, ProviderFatal) or delay_s is None:
-                    self._refused(batch, error, on_outcome)
+                    self._refused(batch, error)
                     return False
                 await asyncio.sleep(delay_s)
             else:
@@ -475,23 +472,26 @@ class Batches:
         logger.info("batch %s: %d requests submitted as %s", batch.label, len(batch.items), batch_id)
         return True
 
-    def _refused(self, batch: Batch, error: RequestError, on_outcome: OnOutcome) -> None:
+    def _refused(self, batch: Batch, error: RequestError) -> None:
         """Closes a batch that was refused, and reports its requests as failed.
 
         Raises:
             ProviderFatal: ``error``, if it is one; the requests have no outcome then.
         """
-        self._journal.record_closed(batch, type(error).__name__)
-        self._budget.release_other_batches(self._journal.open)
+        self._close(batch, type(error).__name__)
         if isinstance(error, ProviderFatal):
             raise error
         for item in batch.items.values():
-            details = self._billing_details(item)
-            self._report(item, Failure(type(error).__name__, str(error), item.tries + 1, details=details), on_outcome)
+            self._fail(item, type(error).__name__, str(error), item.tries + 1)
+
+    def _close(self, batch: Batch, why: str) -> None:
+        """Closes a batch, and releases what is still reserved for it."""
+        self._journal.record_closed(batch, why)
+        self._budget.release_other_batches(self._journal.open)
 
     # Polling.
 
-    async def _follow(self, batch: Batch, on_outcome: OnOutcome) -> None:
+    async def _follow(self, batch: Batch) -> None:
         """Polls a batch until it ends or its state is unknown, and collects it."""
         try:
             if batch.id is None:
@@ -512,16 +512,16 @@ class Batches:
             if status.state != "failed":
                 self._is_full, self._refused_alone = False, 0
                 self._most = min(self._limit, max(self._most, 2 * len(batch.items)))
-                await self._collect(batch, status, on_outcome)
+                await self._collect(batch, status)
                 return
         except SubmissionLost as why:
-            self._lose(batch, why, on_outcome)
+            self._lose(batch, why)
             return
         except _StatusUnknown as why:
             if self._settings.unknown == "wait" or batch.label not in self._inherited:
                 self._note_unknown(batch, why)
             else:
-                self._lose(batch, why, on_outcome)
+                self._lose(batch, why)
             return
         error = status.error or TransientError("the provider gave no reason")
         logger.warning("batch %s failed: %s", batch.label, error)
@@ -529,38 +529,35 @@ class Batches:
             await asyncio.sleep(
                 self._retry.delay_s(error, min(self._refused_alone + 1, self._retry.tries - 1), 0.0) or 0.0
             )
-            self._postpone(batch, error, on_outcome)
+            self._postpone(batch, error)
         elif isinstance(error, TransientError):
             await asyncio.sleep(self._retry.delay_s(error, 1, 0.0) or 0.0)
-            self._retry_items(batch.items.values(), on_outcome)
-            self._journal.record_closed(batch, type(error).__name__)
-            self._budget.release_other_batches(self._journal.open)
+            self._retry_items(batch.items.values())
+            self._close(batch, type(error).__name__)
         else:
-            self._refused(batch, error, on_outcome)
+            self._refused(batch, error)
 
     def _note_unknown(self, batch: Batch, why: _StatusUnknown) -> None:
         self._unknown[batch.label] = str(why)
         logger.warning("%s %s stays open, its state is unknown: %s", self.noun, batch.id or batch.label, why)
 
-    def _lose(self, batch: Batch, why: Exception, on_outcome: OnOutcome) -> None:
+    def _lose(self, batch: Batch, why: Exception) -> None:
         """Closes a batch whose answers cannot be collected. Its requests count as possibly billed, and are submitted
         again."""
         logger.warning("%s %s may be billed and cannot be collected: %s", self.noun, batch.id or batch.label, why)
         for item in batch.items.values():
             if item.key in self._wanted:
                 self._charge_unknown(batch, item)
-        self._retry_items(batch.items.values(), on_outcome)
-        self._journal.record_closed(batch, "lost")
-        self._budget.release_other_batches(self._journal.open)
+        self._retry_items(batch.items.values())
+        self._close(batch, "lost")
 
     def _resubmit(self, batch: Batch, why: str) -> None:
         """Closes a batch that was never accepted, and moves its requests to a later one."""
         wanted = [item for item in batch.items.values() if self._is_asked(item)]
         self._pending.extend(replace(item, usd=None) for item in wanted)
-        self._journal.record_closed(batch, why)
-        self._budget.release_other_batches(self._journal.open)
+        self._close(batch, why)
 
-    def _postpone(self, batch: Batch, error: RateLimited, on_outcome: OnOutcome) -> None:
+    def _postpone(self, batch: Batch, error: RateLimited) -> None:
         """Closes a batch that the vendor's limits refuse, such as that of enqueued tokens. Its requests wait until
         another batch ends, or go into smaller ones. A single request fails after ``retry.tries`` refusals."""
         self._is_full = bool(self._polled)
@@ -570,7 +567,7 @@ class Batches:
         elif not self._is_full:
             self._refused_alone += 1
             if self._refused_alone >= self._retry.tries:
-                self._refused(batch, error, on_outcome)
+                self._refused(batch, error)
                 return
         self._resubmit(batch, type(error).__name__)
 
@@ -585,7 +582,7 @@ class Batches:
             await asyncio.sleep(wait_s)
             wait_s = min(self._settings.max_poll_s, wait_s * 1.5)
 
-    async def _collect(self, batch: Batch, status: BatchStatus, on_outcome: OnOutcome) -> None:
+    async def _collect(self, batch: Batch, status: BatchStatus) -> None:
         """Reports every result of an ended batch. Requests without a result go into a later one.
 
         Raises:
@@ -613,7 +610,7 @@ class Batches:
                             item = left.pop(custom_id)
                             errors.pop(custom_id, None)
                             if item.key in self._wanted:
-                                self._settle(batch, item, result, on_outcome)
+                                self._settle(batch, item, result)
                         else:
                             errors[custom_id] = result
             except RequestError as error:
@@ -636,19 +633,18 @@ class Batches:
             item = left.pop(custom_id)
             if isinstance(error, ProviderFatal):
                 fatal = error
-            elif item.key in self._wanted and not self._settle(batch, item, error, on_outcome):
+            elif item.key in self._wanted and not self._settle(batch, item, error):
                 retried.append(item)
         dearest = sorted(left.values(), key=self._reserved, reverse=True)
         for item in dearest[: sum(strange.values())]:  # one of them may have been billed for such an answer
             if item.key in self._wanted:
                 self._charge_unknown(batch, item)
-        self._retry_items([*retried, *left.values()], on_outcome)
-        self._journal.record_closed(batch, "collected")
-        self._budget.release_other_batches(self._journal.open)
+        self._retry_items([*retried, *left.values()])
+        self._close(batch, "collected")
         if fatal is not None:  # its requests stay unanswered, for a run with another key or model
             raise fatal
 
-    def _settle(self, batch: Batch, item: Item, result: Answer | RequestError, on_outcome: OnOutcome) -> bool:
+    def _settle(self, batch: Batch, item: Item, result: Answer | RequestError) -> bool:
         """Reports one result and charges it. Returns False if the request must be submitted again."""
         reserved = self._reserved(item)
         if isinstance(result, TransientError | RateLimited):
@@ -678,15 +674,14 @@ class Batches:
                 paid = None
             else:
                 paid = usd
-            self._report(item, self._completion(batch, item, result, usd), on_outcome, result)
+            self._report(item, self._completion(batch, item, result, usd), result)
             self._budget.charge_batch(batch.label, reserved, paid)
         elif isinstance(result, ContextOverflow):
-            self._report(item, Skip("ContextOverflow", str(result)), on_outcome)
+            self._report(item, Skip("ContextOverflow", str(result)))
         else:
             if _may_be_billed(result):
                 self._charge_unknown(batch, item)
-            failure = Failure(type(result).__name__, str(result), item.tries + 1, details=self._billing_details(item))
-            self._report(item, failure, on_outcome)
+            self._fail(item, type(result).__name__, str(result), item.tries + 1)
         return True
 
     def _charge_unknown(self, batch: Batch, item: Item) -> None:
@@ -720,10 +715,13 @@ class Batches:
             answer.text, answer.finish_reason, answer.usage, usd, latency_s, attempts=item.tries + 1, details=details
         )
 
-    def _report(self, item: Item, outcome: Outcome, on_outcome: OnOutcome, answer: Answer | None = None) -> None:
+    def _fail(self, item: Item, error_type: str, message: str, tries: int) -> None:
+        self._report(item, Failure(error_type, message, tries, details=self._billing_details(item)))
+
+    def _report(self, item: Item, outcome: Outcome, answer: Answer | None = None) -> None:
         if item.key in self._wanted:
             request = self._request(item)
-            on_outcome(request, outcome)
+            self._on_outcome(request, outcome)
             if item.key not in self._possibly_billed:
                 self._journal.record_reported(item)
             if item.key not in self._asked:
@@ -733,7 +731,7 @@ class Batches:
             if answer is not None:
                 self._keep(request, answer)
 
-    def _retry_items(self, items: Iterable[Item], on_outcome: OnOutcome) -> None:
+    def _retry_items(self, items: Iterable[Item]) -> None:
         """Moves requests without an answer to a later batch, up to ``retry.tries`` batches."""
         for item in items:
             tries = item.tries + 1
@@ -742,16 +740,13 @@ class Batches:
             if tries < self._retry.tries:
                 self._pending.append(replace(item, tries=tries, usd=None))
             else:
-                message = f"no answer in {tries} {self.nouns}"
-                failure = Failure("TransientError", message, tries, details=self._billing_details(item))
-                self._report(item, failure, on_outcome)
+                self._fail(item, "TransientError", f"no answer in {tries} {self.nouns}", tries)
 
-    def _report_unanswered(self, item: Item, on_outcome: OnOutcome) -> None:
+    def _report_unanswered(self, item: Item) -> None:
         """Reports a request that may have been billed and is not submitted again by this command."""
         if item.key in self._possibly_billed:
             message = f"the answers of earlier {self.nouns} are lost, and it was not submitted again"
-            failure = Failure("TransientError", message, item.tries, details=self._billing_details(item))
-            self._report(item, failure, on_outcome)
+            self._fail(item, "TransientError", message, item.tries)
 
     def _is_asked(self, item: Item) -> bool:
         """Whether an item without an answer was read and is still requested. If it is read later, it is in no
