@@ -151,6 +151,9 @@ class RequestError(SweInferError):
     is_final: bool = False
     """A retry would end in the same way, although the class of the error is retried."""
 
+    retry_after_s: float | None = None
+    """The seconds after which the server accepts a retry, if it stated them."""
+
     timed_out: bool = False
     """No answer came in time. The server may have more requests than it can answer."""
 
@@ -161,8 +164,7 @@ class RequestError(SweInferError):
 
 
 class RateLimited(RequestError):
-    """HTTP 429. ``retry_after_s`` are the seconds that the server requested, or None; ``rate_limits`` are the limits
-    in its headers."""
+    """HTTP 429. ``rate_limits`` are the limits in its headers."""
 
     def __init__(
         self,
@@ -183,10 +185,7 @@ class Overloaded(RateLimited):
 
 
 class TransientError(RequestError):
-    """A fault that is likely temporary: timeouts, connection errors, 408, 409, 5xx, unreadable answers.
-
-    ``retry_after_s`` are the seconds that the server requested, or None.
-    """
+    """A fault that is likely temporary: timeouts, connection errors, 408, 409, 5xx, unreadable answers."""
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class BackgroundResponses(Batches):
         tries, began = self._refusals[item.key]
         if may_have_been_billed(error):
             self._lose(batch, error)
-            await self._pause(self._retry.delay_s(error, 1, 0.0) or 0.0)
+            await self._back_off(error, 1)
             return
         try:
             is_unreached = isinstance(error, TransientError) and await self._is_unreached(error, tries)

@@ -22,6 +22,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import inf
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from swe_infer.api.batch_journal import Batch, BatchKind, IsRecorded, Item, Journal, unrecorded_usd
@@ -169,8 +170,10 @@ class Batches:
         """Labels of the batches that have not ended."""
         self._is_full = False
         """The vendor takes no more requests until a batch ends."""
+        self._refused_from = inf
+        """When the vendor first refused a batch, since one has run, on the monotonic clock; infinite: it has not."""
         self._refused_alone = 0
-        """How often it has refused a single request, since a batch ended."""
+        """How often it has refused a single request since then."""
         self._limit = min(provider.max_batch_requests, settings.max_requests or provider.max_batch_requests)
         self._most = self._limit
         """Requests in a batch; fewer than the limit while the vendor refuses larger ones."""
@@ -458,13 +461,15 @@ class Batches:
                     if found is not None:
                         batch_id = found
                         break
-                if isinstance(error, RateLimited) and delay_s is None and self._polled:
-                    self._postpone(batch, error)
-                    return False
+                if isinstance(error, RateLimited) and not error.is_final:
+                    self._note_refusal(error)
+                    if delay_s is None:
+                        await self._postpone(batch, error, tries)
+                        return False
                 if isinstance(error, ProviderFatal) or delay_s is None:
                     self._refused(batch, error)
                     return False
-                await asyncio.sleep(delay_s)
+                await self._pause(delay_s)
             else:
                 break
         self._journal.record_submitted(batch, batch_id)
@@ -510,7 +515,7 @@ class Batches:
             if status.state == "lost":
                 raise SubmissionLost(str(status.error))
             if status.state != "failed":
-                self._is_full, self._refused_alone = False, 0
+                self._is_full, self._refused_from, self._refused_alone = False, inf, 0
                 self._most = min(self._limit, max(self._most, 2 * len(batch.items)))
                 await self._collect(batch, status)
                 return
@@ -524,14 +529,14 @@ class Batches:
                 self._lose(batch, why)
             return
         error = status.error or TransientError("the provider gave no reason")
-        logger.warning("batch %s failed: %s", batch.label, error)
         if isinstance(error, RateLimited):
-            await asyncio.sleep(
-                self._retry.delay_s(error, min(self._refused_alone + 1, self._retry.tries - 1), 0.0) or 0.0
-            )
-            self._postpone(batch, error)
-        elif isinstance(error, TransientError):
-            await asyncio.sleep(self._retry.delay_s(error, 1, 0.0) or 0.0)
+            self._note_refusal(error)
+            await self._postpone(batch, error, self._refused_alone + 1)
+            return
+        logger.warning("batch %s failed: %s", batch.label, error)
+        self._refused_from = inf
+        if isinstance(error, TransientError):
+            await self._back_off(error, 1)
             self._retry_items(batch.items.values())
             self._close(batch, type(error).__name__)
         else:
@@ -557,19 +562,37 @@ class Batches:
         self._pending.extend(replace(item, usd=None) for item in wanted)
         self._close(batch, why)
 
-    def _postpone(self, batch: Batch, error: RateLimited) -> None:
+    def _note_refusal(self, error: RateLimited) -> None:
+        if self._refused_from == inf:
+            self._refused_from = time.monotonic()
+            logger.warning(
+                "the vendor takes no further batch for now (%s): the requests wait, up to runner.retry.total_s=%g s "
+                "if no batch runs",
+                error, self._retry.total_s,
+            )  # fmt: skip
+
+    async def _postpone(self, batch: Batch, error: RateLimited, tries: int) -> None:
         """Closes a batch that the vendor's limits refuse, such as that of enqueued tokens. Its requests wait until
-        another batch ends, or go into smaller ones. A single request fails after ``retry.tries`` refusals."""
+        another batch ends, or go into smaller ones after a pause.
+
+        Raises:
+            ProviderFatal: no batch has run for ``retry.total_s``. The requests have no outcome.
+        """
+        await self._back_off(error, tries)
+        self._resubmit(batch, type(error).__name__)
         self._is_full = bool(self._polled)
-        if not self._is_full and len(batch.items) > 1:
+        if self._is_full:
+            self._refused_from = inf
+        elif time.monotonic() - self._refused_from >= self._retry.total_s:
+            raise ProviderFatal(
+                f"no batch could run for runner.retry.total_s={self._retry.total_s:g} s: {error}; the same command "
+                "submits the remaining requests"
+            )
+        elif len(batch.items) > 1:
             self._most = -(-len(batch.items) // 2)
             logger.warning("the vendor takes fewer requests at once: further batches have at most %d", self._most)
-        elif not self._is_full:
+        else:
             self._refused_alone += 1
-            if self._refused_alone >= self._retry.tries:
-                self._refused(batch, error)
-                return
-        self._resubmit(batch, type(error).__name__)
 
     async def _ended(self, batch_id: str) -> BatchStatus:
         wait_s = self._settings.first_poll_s
@@ -811,7 +834,7 @@ class Batches:
                 if tries >= self._retry.tries and (is_listing or error.status == 200):
                     raise _StatusUnknown(str(error)) from None
                 logger.info("the provider's batches cannot be read: %s", error)
-                await asyncio.sleep(self._retry.delay_s(error, min(tries, self._retry.tries - 1), 0.0) or 1.0)
+                await self._back_off(error, tries)
             except (AuthenticationFailed, QuotaExhausted) as error:
                 if not is_listing:
                     raise
@@ -832,6 +855,10 @@ class Batches:
         return True
 
     # Helpers.
+
+    async def _back_off(self, error: RequestError, tries: int) -> None:
+        """Waits before a further attempt, at most until the run is stopped."""
+        await self._pause(self._retry.pause_s(error, tries))
 
     async def _pause(self, seconds: float) -> None:
         """Waits, at most until the run is stopped."""

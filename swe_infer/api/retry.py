@@ -61,13 +61,17 @@ class Retry:
         """
         if not isinstance(error, RateLimited | TransientError) or error.is_final or attempts >= self.tries:
             return None
-        ceiling = min(self.max_backoff_s, self.backoff_s * 2.0 ** min(attempts - 1, 30))
-        wait = random.uniform(0.0, ceiling)
-        if error.retry_after_s is not None:
-            # Jitter keeps requests that were refused together from being retried together.
-            requested = min(max(error.retry_after_s, 0.0), self.max_retry_after_s)
-            wait = requested + random.uniform(0.0, min(self.backoff_s, 0.1 * requested + 0.05))
+        wait = self.pause_s(error, attempts)
         return wait if elapsed_s + wait <= self.total_s else None
+
+    def pause_s(self, error: RequestError, attempts: int) -> float:
+        """:meth:`delay_s` for an attempt that is made in any case."""
+        ceiling = min(self.max_backoff_s, self.backoff_s * 2.0 ** min(attempts - 1, 30))
+        if error.retry_after_s is None:
+            return random.uniform(0.0, ceiling)
+        # Jitter keeps requests that were refused together from being retried together.
+        requested = min(max(error.retry_after_s, 0.0), self.max_retry_after_s)
+        return requested + random.uniform(0.0, min(self.backoff_s, 0.1 * requested + 0.05))
 
 
 _NOT_CONNECTED = ("ConnectError", "ConnectTimeout", "ProxyError", "ConnectionRefusedError", "gaierror")

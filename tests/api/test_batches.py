@@ -60,7 +60,13 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runner(
-    url: str, vendor: str, directory: Path, *, cap: str | None = None, batches: BatchSettings = QUICK
+    url: str,
+    vendor: str,
+    directory: Path,
+    *,
+    cap: str | None = None,
+    batches: BatchSettings = QUICK,
+    retry: Retry = FAST,
 ) -> ApiRunner:
     provider: Provider
     if vendor == "openai":
@@ -79,7 +85,7 @@ def runner(
         provider=provider,
         decoding=Decoding(temperature=None, max_new_tokens=64),
         budget=budget,
-        retry=FAST,
+        retry=retry,
         batches=batches,
     )
     api.check()
@@ -394,13 +400,43 @@ def test_batches_grow_again_after_a_limit_that_others_had_used_up(tmp_path: Path
         assert max(sizes.values()) == 4
 
 
-def test_a_request_that_a_limit_always_refuses_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_refused_batch_waits_beyond_its_tries_while_no_other_runs(
+    vendor: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with ApiServer() as server:
         server.batches.max_running = 0
-        outcomes = run(runner(server.url, "openai", tmp_path, cap="1"), requests(3))
-        assert [o.error_type for o in outcomes.values() if isinstance(o, Failure)] == ["RateLimited"] * 3
-        assert len(server.batches.submitted()) < 3 * FAST.tries
-        assert server.log.cost_usd() == 0
+
+        def lift_after_refusals() -> None:
+            orders = 0
+            while orders < 12:
+                orders = sum(e.method == "POST" and e.path.endswith("/batches") for e in server.log.exchanges)
+                time.sleep(0.002)
+            server.batches.max_running = None
+
+        threading.Thread(target=lift_after_refusals, daemon=True).start()
+        retry = replace(FAST, tries=2)
+        outcomes = run(runner(server.url, vendor, tmp_path, cap="1", retry=retry), requests(2))
+        assert [o.attempts for o in outcomes.values() if isinstance(o, Completion)] == [1, 1]
+        assert caplog.text.count("takes no further batch for now") == 1
+        assert open_batches(tmp_path) == []
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_limit_that_lets_no_batch_run_for_too_long_ends_the_run(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.max_running = 0
+        outcomes = Outcomes()
+        with pytest.raises(ProviderFatal, match=r"no batch could run for runner\.retry\.total_s=0.2 s: "):
+            runner(server.url, vendor, tmp_path, cap="1", retry=replace(FAST, total_s=0.2)).generate(
+                requests(3), outcomes, threading.Event()
+            )
+        assert outcomes == []
+        server.batches.max_running = None
+        assert {type(outcome) for outcome in run(runner(server.url, vendor, tmp_path), requests(3)).values()} == {
+            Completion
+        }
+        assert server.log.cost_usd() > 0
 
 
 @pytest.mark.parametrize(

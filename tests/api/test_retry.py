@@ -52,6 +52,13 @@ def test_tries_and_total_time_are_bounded() -> None:
     assert retry.delay_s(RateLimited("x", retry_after_s=60), 1, 50.0) is None
 
 
+def test_a_pause_before_an_attempt_that_is_made_anyway_is_bounded_by_nothing_else() -> None:
+    retry = Retry(tries=1, total_s=1.0, max_retry_after_s=30)
+    assert retry.delay_s(RateLimited("x", retry_after_s=20), 50, 100.0) is None
+    assert 20 <= retry.pause_s(RateLimited("x", retry_after_s=20), 50) <= 22
+    assert 0 < retry.pause_s(TransientError("x"), 50) <= 60
+
+
 def test_the_timeout_of_an_attempt_depends_on_the_output_length() -> None:
     assert Retry().attempt_timeout_s(100, 900) == 70
     assert Retry().attempt_timeout_s(100_000, 900) == 900
