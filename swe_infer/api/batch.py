@@ -356,6 +356,7 @@ class Batches:
         if not held:
             self._is_blocked = bool(waiting and self._unknown) and self._journal.open.keys() <= self._unknown.keys()
             if waiting and not following and not self._is_blocked:  # wait for other processes
+                self._budget.log_wait()
                 await asyncio.sleep(self._settings.first_poll_s)
             return not waiting
         items = {key: replace(chosen[key], usd=str(usd)) for key, usd in held.items()}

@@ -32,6 +32,8 @@ _BEAT_S = 15.0
 """A process that shows other machines no sign of life for much longer counts as dead."""
 _MAX_OVERTAKEN = 16
 """How many later requests may overtake a waiting one."""
+_MOST_NAMED = 3
+"""Runs that a line names."""
 _USUAL_SHARE = Decimal("0.25")
 """Assumed cost of a request as a share of its worst case, before the first answers. Used for ordering only."""
 
@@ -77,6 +79,8 @@ class CostBudget:
         self._beat: asyncio.TimerHandle | None = None
         self._write_failed = False
         self._halted = False
+        self._in_flight = 0
+        self._wait_is_logged = False
         self._unspent: Decimal | None = None
         self._reserved_usd = self._paid_usd = Decimal(0)
         self.exceeded = 0
@@ -141,6 +145,7 @@ class CostBudget:
         entries = zip(self._ledgers, reservation.entries, strict=True)
         charged = [ledger.charge_later(entry, usd) for (_, ledger), entry in entries]
         if self._ledgers:
+            self._in_flight -= 1
             self._write_soon()
         if usd:
             self._reserved_usd += reservation.usd
@@ -219,6 +224,18 @@ class CostBudget:
         )
         return BudgetExceeded(message, usd=usd, nothing_fits=nothing_fits)
 
+    def log_wait(self) -> None:
+        """Logs, once, that requests wait for what is reserved for batches of other runs, which may take a day."""
+        for key, ledger in self._ledgers:
+            with suppress(StoreError):  # the next reservation reports it
+                if not self._wait_is_logged and (runs := ledger.other_runs_with_batches()):
+                    self._wait_is_logged = True
+                    logger.warning(
+                        "%s=%s: requests wait for what is reserved for open batches of other runs (%s), which "
+                        "their commands collect",
+                        key, f"{ledger.cap_usd.normalize():f}", ", ".join(runs[:_MOST_NAMED]),
+                    )  # fmt: skip
+
     def close(self) -> None:
         self._stop_polling()
         for timer in (self._writing, self._beat):
@@ -275,10 +292,12 @@ class CostBudget:
                     for (_, earlier), entry in zip(self._ledgers, entries, strict=False):
                         earlier.charge_later(entry, Decimal(0))
                     self._write_soon()
-        return [
+        reservations = [
             Reservation(usd, tuple(entries)) if len(entries) == len(self._ledgers) else None
             for usd, entries in zip(amounts, taken, strict=True)
         ]
+        self._in_flight += len(reservations) - reservations.count(None)
+        return reservations
 
     def _write_soon(self) -> None:
         if self._writing is None:
@@ -310,6 +329,8 @@ class CostBudget:
         try:
             if self._pending() and not self._halted:
                 self._grant()
+                if self._pending() and not self._in_flight:
+                    self.log_wait()
         except Interrupted:
             self._halted = True
         except Unreachable:

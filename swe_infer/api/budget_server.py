@@ -118,6 +118,11 @@ class ReleaseOtherBatches(LedgerCall):
         return ledger.release_other_batches(self.labels)
 
 
+class OtherRunsWithBatches(LedgerCall):
+    def make(self, ledger: Ledger) -> Any:
+        return ledger.other_runs_with_batches()
+
+
 class RecordEarlierSpending(LedgerCall):
     usd: Usd
 
@@ -156,6 +161,7 @@ _LEDGER_CALLS: dict[str, type[Any]] = {
     "reserve_batch": ReserveBatch,
     "charge_batch": ChargeBatch,
     "release_other_batches": ReleaseOtherBatches,
+    "other_runs_with_batches": OtherRunsWithBatches,
     "record_earlier_spending": RecordEarlierSpending,
     "beat": Beat,
     "close": Close,

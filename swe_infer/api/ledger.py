@@ -119,6 +119,9 @@ class CapLedger(Protocol):
     def release_other_batches(self, labels: Collection[str]) -> None:
         """Releases what this run reserved for all batches except ``labels``."""
 
+    def other_runs_with_batches(self) -> list[str]:
+        """The names of other runs for whose batches something is reserved."""
+
     def record_earlier_spending(self, usd: Decimal) -> Decimal:
         """Raises what this run has spent to ``usd``, if the ledger has less. Returns what it has spent.
 
@@ -264,6 +267,12 @@ class Ledger(CapLedger):
             for row, owner in rows:
                 if owner.startswith(_BATCH) and owner not in keep:
                     self._db.execute("DELETE FROM held WHERE id = ?", (row,))
+
+    def other_runs_with_batches(self) -> list[str]:
+        rows = self._db.execute(
+            "SELECT run, owner FROM held WHERE run != ? AND amount > 0 ORDER BY run", (self._run,)
+        )
+        return list(dict.fromkeys(run for run, owner in rows if owner.startswith(_BATCH)))
 
     def record_earlier_spending(self, usd: Decimal) -> Decimal:
         with self._transaction():

@@ -177,6 +177,9 @@ class RemoteLedger(CapLedger):
     def release_other_batches(self, labels: Collection[str]) -> None:
         self._call_until_reply("release_other_batches", _nothing, labels=sorted(labels))
 
+    def other_runs_with_batches(self) -> list[str]:
+        return self._call("other_runs_with_batches", lambda names: list(map(str, names)))
+
     def record_earlier_spending(self, usd: Decimal) -> Decimal:
         return self._call_until_reply("record_earlier_spending", _dollars, usd=str(usd))
 

@@ -12,15 +12,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from swe_infer.api.batch import BatchSettings
 from swe_infer.api.batch_journal import Batch, Item, Journal, open_batches
+from swe_infer.api.ledger import Ledger
 from swe_infer.api.pricing import price_table_for
 from swe_infer.api.retry import Retry
 from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound, ProviderFatal
@@ -31,7 +33,7 @@ from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Prompt, Request, Skip
 from tests.api.scripted import context, request, requests
-from tests.api.test_runner import Outcomes
+from tests.api.test_runner import Outcomes, wait_for
 from tests.providers.conftest import build
 from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
@@ -277,6 +279,28 @@ def test_a_cap_holds_over_batches_and_is_used_up(vendor: str, tmp_path: Path) ->
             runner(server.url, vendor, tmp_path, cap=cap).generate(requests(800), outcomes, threading.Event())
         paid = sum(o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion))
         assert Decimal("0.9") * Decimal(cap) <= paid == server.log.cost_usd() <= Decimal(cap)
+
+
+@pytest.mark.parametrize("mode", ["batch", "live"])
+def test_a_wait_for_a_cap_that_batches_of_another_run_hold_is_logged(
+    mode: Literal["batch", "live"], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place, cap = context(tmp_path), Decimal("0.5")
+    with ApiServer() as server, closing(Ledger(place.sweep_ledger, cap, "stopped_run")) as other:
+        other.reserve_batch("swe-1", [cap])
+        api = replace(runner(server.url, "openai", tmp_path), budget=Budget(sweep_max_usd=cap))
+        assert isinstance(api.provider, OpenAIChat)
+        api.provider.mode = mode
+        api.bind(place)
+        outcomes = Outcomes()
+        working = threading.Thread(target=api.generate, args=(requests(2), outcomes, threading.Event()), daemon=True)
+        working.start()
+        line = "requests wait for what is reserved for open batches of other runs (stopped_run)"
+        wait_for(lambda: f"budget.sweep_max_usd=0.5: {line}" in caplog.text)
+        other.release_other_batches([])
+        working.join(60)
+        assert [type(outcome) for outcome in outcomes.by_key.values()] == [Completion] * 2
+        assert caplog.text.count(line) == 1
 
 
 def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:

@@ -232,6 +232,9 @@ def test_a_run_that_is_resumed_counts_once(tmp_path: Path) -> None:
         again = RemoteLedger(f"{address}/one", Decimal(10), "run", "budget.ledger")
         assert again.record_earlier_spending(Decimal(1)) == Decimal(5), "what was reserved is charged"
         assert again.remaining() == Remaining(Decimal("4.5"), Decimal(5))
+        with closing(RemoteLedger(f"{address}/one", Decimal(10), "other", "budget.ledger")) as other:
+            assert other.other_runs_with_batches() == ["run"]
+            assert again.other_runs_with_batches() == []
         first.close()
         again.close()
 
