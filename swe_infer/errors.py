@@ -26,8 +26,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from decimal import Decimal
+
+UNDECODED_BYTES = "\udc80-\udcff"
+"""In a regular expression's class of characters: bytes that are not UTF-8, such as of a path (PEP 383)."""
+UNDECODED = re.compile(f"[{UNDECODED_BYTES}]")
 
 INFRASTRUCTURE_ERRORS = frozenset(
     [
@@ -64,6 +69,14 @@ class RateLimits:
     reset_output_tokens_s: float | None = None
 
 
+def printable(text: str, replacement: str, keep: str = "") -> str:
+    """Replaces each character, except those in ``keep``, that would break a line or control a terminal. Bytes that
+    are not UTF-8 stay: what prints the text escapes them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep or UNDECODED.match(c) else replacement for c in text)
+
+
 class SweInferError(Exception):
     """Base class of this package's errors.
 
@@ -73,9 +86,7 @@ class SweInferError(Exception):
     exit_status: int = 1
 
     def __str__(self) -> str:
-        # Messages quote foreign text, which must not break the line or control the terminal. Bytes of a path that are
-        # not UTF-8 (PEP 383) are kept: what prints the message escapes them.
-        return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else " " for c in super().__str__()).rstrip()
+        return printable(super().__str__(), " ").rstrip()  # messages quote foreign text
 
 
 class ConfigError(SweInferError):

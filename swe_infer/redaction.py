@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+from swe_infer.errors import printable
+
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 """Names of environment variables with secret values."""
 
@@ -54,8 +56,7 @@ class RedactingFormatter(logging.Formatter):
         self._secrets = _secrets_of(os.environ if environment is None else environment)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = _replaced(super().format(record), self._secrets)
-        return "".join(c if c.isprintable() or c in "\n\t" or "\udc80" <= c <= "\udcff" else "?" for c in text)
+        return printable(_replaced(super().format(record), self._secrets), "?", keep="\n\t")
 
 
 def without_secrets(text: str) -> str:

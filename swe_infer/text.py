@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from swe_infer.errors import SweInferError
+from swe_infer.errors import UNDECODED, UNDECODED_BYTES, SweInferError
 
 _BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _CONTROL = re.compile(
@@ -22,10 +22,7 @@ _CONTROL = re.compile(
     re.DOTALL,
 )
 
-UNDECODED = re.compile("[\udc80-\udcff]")
-"""A byte of a path that is not UTF-8 (PEP 383)."""
-
-_ESCAPED = re.compile(rf"^-|[\\'%!\x00-\x1f\x7f-\x9f{_BIDIRECTIONAL}\udc80-\udcff]")
+_ESCAPED = re.compile(rf"^-|[\\'%!\x00-\x1f\x7f-\x9f{_BIDIRECTIONAL}{UNDECODED_BYTES}]")
 """What ``printf`` gets as octal digits: bytes that a terminal does not print, and what it or a shell interprets."""
 
 MAX_CONTAINERS = 5_000_000

@@ -26,6 +26,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NotRequired, TypedDict, cast, get_args
 
+from swe_infer.errors import UNDECODED
 from swe_infer.files import open_regular
 from swe_infer.text import MAX_CONTAINERS, bounded_json
 from swe_infer.types import MAX_SAMPLES, PatchStatus, Usage
@@ -106,8 +107,6 @@ LONGEST_LINE = 1 << 28
 """Bytes. A longer line is invalid, and is not read into memory as a whole."""
 _SKIP_CHUNK = 1 << 24
 """Bytes of such a line to read at a time."""
-_INVALID_UTF8 = re.compile("[\udc80-\udcff]")
-"""Replacements of invalid UTF-8 by the error handler ``surrogateescape``."""
 
 
 @dataclass(slots=True)
@@ -419,7 +418,7 @@ def _record(text: str) -> Record | None:
             return None
     except _NOT_JSON:
         return None
-    return cast(Record, record) if text.isascii() or not _INVALID_UTF8.search(text) else None
+    return cast(Record, record) if text.isascii() or not UNDECODED.search(text) else None
 
 
 _FIELDS: Mapping[str, tuple[type, ...]] = {

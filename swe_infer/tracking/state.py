@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swe_infer.errors import StoreError
+from swe_infer.errors import UNDECODED, StoreError
 from swe_infer.files import create_beside, open_regular, read_regular, write_atomically
 from swe_infer.resources import state_home
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.layout import refuse_links
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
-from swe_infer.text import UNDECODED
 
 _NAME = "state.json"
 _INCOMPLETE = "incomplete"
