@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from swe_infer.api.dispatch import run_fairly
 
@@ -22,18 +23,17 @@ def ready_connections(count: int, on_data: Callable[[socket.socket], None]) -> I
         yield
 
 
+def read_answer(order: list[str], end: socket.socket) -> None:
+    asyncio.get_running_loop().remove_reader(end)
+    order.append("answer")
+
+
 def test_a_timer_does_not_wait_for_all_answers_that_have_come_and_none_of_them_is_missed() -> None:
     order: list[str] = []
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-
-        def answered(end: socket.socket) -> None:
-            loop.remove_reader(end)
-            order.append("answer")
-
-        with ready_connections(50, answered):
-            loop.call_later(0.0, order.append, "timer")
+        with ready_connections(50, partial(read_answer, order)):
+            asyncio.get_running_loop().call_later(0.0, order.append, "timer")
             while len(order) < 51:  # noqa: ASYNC110 - a turn of the loop each
                 await asyncio.sleep(0)
 
@@ -49,8 +49,7 @@ def test_the_requests_that_wait_for_the_places_of_answers_are_sent_before_furthe
         loop = asyncio.get_running_loop()
 
         def answered(end: socket.socket) -> None:
-            loop.remove_reader(end)
-            order.append("answer")
+            read_answer(order, end)
             loop.call_soon(loop.call_soon, loop.call_soon, order.append, "request")
 
         with ready_connections(50, answered):
