@@ -48,6 +48,7 @@ from swe_infer.errors import (
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
 from swe_infer.providers.usage import checked_usage
+from swe_infer.redaction import without_credentials
 from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
 
 T = TypeVar("T")
@@ -164,6 +165,7 @@ class Batches:
         self._source: Iterator[list[Request]] = iter(())
         self._last_written: tuple[Prompt, int] | None = None
         self._last_prompt: tuple[int, Prompt] | None = None
+        self._address = without_credentials(provider.address).rstrip("/")
         self._reachability = Reachability([provider.address])
         self._pending: deque[Item] = deque()
         self._polled: set[str] = set()
@@ -360,7 +362,7 @@ class Batches:
                 await asyncio.sleep(self._settings.first_poll_s)
             return not waiting
         items = {key: replace(chosen[key], usd=str(usd)) for key, usd in held.items()}
-        batch = Batch(label, time.time(), items, kind=self.kind)
+        batch = Batch(label, time.time(), items, kind=self.kind, address=self._address)
         self._journal.record_planned(batch)  # before anything is awaited: a label without an entry is released
         if await self._submit(batch, {key: encoded[key] for key in held}):
             following.add(asyncio.create_task(self._follow(batch)))
@@ -503,6 +505,8 @@ class Batches:
             if batch.id is None:
                 found = await self._locate(batch)
                 if found is None:
+                    if batch.address not in ("", self._address):
+                        raise _StatusUnknown(f"it may have been submitted at {batch.address}, and is not in the list")
                     logger.info("batch %s was never accepted; its requests are submitted again", batch.label)
                     self._resubmit(batch, "never taken")
                     return

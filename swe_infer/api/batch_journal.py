@@ -66,13 +66,19 @@ class Item:
 
 @dataclass(slots=True)
 class Batch:
-    """A batch that is planned and not closed. ``id`` is None while the provider's id is unknown."""
+    """A batch that is planned and not closed.
+
+    Args:
+        id: None while the provider's id is unknown.
+        address: where it is submitted, without credentials; empty in journals without it.
+    """
 
     label: str
     planned_at: float
     items: Mapping[str, Item] = field(default_factory=dict)
     id: str | None = None
     kind: BatchKind = "batch"
+    address: str = ""
 
 
 class Journal:
@@ -121,7 +127,8 @@ class Journal:
         }
         os.fsync(self._prompts)
         kind = {} if batch.kind == "batch" else {"kind": batch.kind}
-        self._append({"event": "planned", "label": batch.label, "at": batch.planned_at, "items": items, **kind})
+        facts = {"label": batch.label, "at": batch.planned_at, "address": batch.address, **kind}
+        self._append({"event": "planned", **facts, "items": items})
         self.open[batch.label] = batch
 
     def record_submitted(self, batch: Batch, batch_id: str) -> None:
@@ -206,7 +213,8 @@ def _replay(event: dict[str, Any], batches: dict[str, Batch], possibly_billed: d
         case "planned":
             items = {key: _item(*item) for key, item in event["items"].items()}
             kind: BatchKind = "background" if event.get("kind") == "background" else "batch"
-            batches[label] = Batch(_checked(label, str), _checked(event["at"], int, float), items, kind=kind)
+            planned_at, address = _checked(event["at"], int, float), _checked(event.get("address", ""), str)
+            batches[label] = Batch(_checked(label, str), planned_at, items, kind=kind, address=address)
         case "submitted":
             batches[label].id = _checked(event["id"], str)
         case _:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -671,17 +672,9 @@ def test_counts_that_the_prompt_contradicts_are_estimated(vendor: str, tmp_path:
 
 
 def test_a_batch_that_a_moved_server_does_not_know_ends_a_run_whose_cap_it_holds(tmp_path: Path) -> None:
-    stop = threading.Event()
     with ApiServer() as server, ApiServer() as moved:
         server.batches.held = True
-
-        def stop_once_submitted() -> None:
-            while not server.batches.submitted():
-                time.sleep(0.002)
-            stop.set()
-
-        threading.Thread(target=stop_once_submitted, daemon=True).start()
-        runner(server.url, "openai", tmp_path, cap="0.002").generate(requests(10), Outcomes(), stop)
+        stopped_once_submitted(runner(server.url, "openai", tmp_path, cap="0.002"), tmp_path, requests(10))
         (left,) = open_batches(tmp_path)
         assert 0 < len(left.items) < 10
         with pytest.raises(ProviderFatal, match="What is left of the cap is reserved for them"):
@@ -692,3 +685,20 @@ def test_a_batch_that_a_moved_server_does_not_know_ends_a_run_whose_cap_it_holds
         with pytest.raises(ProviderFatal, match="They are not submitted again"):
             larger.generate(requests(10), outcomes, threading.Event())
         assert len(outcomes) == 10 - len(left.items)
+
+
+def test_a_batch_that_a_moved_server_does_not_list_is_not_submitted_again(tmp_path: Path) -> None:
+    """The response to its submission was lost, and the list of its own server could not be read."""
+    with ApiServer() as server, ApiServer() as moved:
+        server.batches.drop_next_submissions = 1
+        server.batches.listing_status = 500
+        for address, reason in (
+            (server.url, "no list here"),
+            (moved.url, f"submitted at {server.url}/v1, and is not"),
+        ):
+            with pytest.raises(ProviderFatal, match=re.escape(reason)):
+                runner(address, "openai", tmp_path, cap="1").generate(requests(2), Outcomes(), threading.Event())
+        assert moved.batches.submitted() == []
+        server.batches.listing_status = None
+        assert len(run(runner(server.url, "openai", tmp_path, cap="1"), requests(2))) == 2
+        assert set(server.log.answers_by_prompt().values()) == {1}
