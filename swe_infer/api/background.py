@@ -44,7 +44,7 @@ class BackgroundResponses(Batches):
         is_full = following + submitting >= self._endpoint.provider.max_concurrency
         return not is_full and super()._may_submit(following, submitting)
 
-    async def _end_submissions(self, submitting: set[asyncio.Task[bool]]) -> None:
+    async def _end_submissions(self, submitting: set[asyncio.Task[None]]) -> None:
         """Waits for the ids of submissions in flight. Submissions that wait for a permit give up."""
         self._endpoint.limiter.halt()
         await asyncio.gather(*submitting, return_exceptions=True)

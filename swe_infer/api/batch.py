@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -170,8 +170,8 @@ class Batches:
         self._pending: deque[Item] = deque()
         self._polled: set[str] = set()
         """Labels of the batches that have not ended."""
-        self._is_full = False
-        """The vendor takes no more requests until a batch ends."""
+        self._has_room = True
+        """Whether a further batch may fit under the caps and the vendor's limits beside those that have not ended."""
         self._refused_from = inf
         """When the vendor first refused a batch, since one has run, on the monotonic clock; infinite: it has not."""
         self._refused_alone = 0
@@ -237,28 +237,24 @@ class Batches:
 
     async def _until_done(self, following: set[asyncio.Task[None]]) -> None:
         """Submits pending requests and follows batches until nothing is left, or until the run is stopped."""
-        submitting: set[asyncio.Task[bool]] = set()
-        has_room = True
+        submitting: set[asyncio.Task[None]] = set()
         try:
             while (
                 (not self._is_blocked and self._read_more()) or following or submitting
             ) and not self._stop.is_set():
                 while (
                     self._may_submit(len(following), len(submitting))
-                    and (has_room or not (self._is_blocked or following or submitting))
+                    and (self._has_room or not (self._is_blocked or following or submitting))
                     and self._read_more()
                 ):
                     submitting.add(asyncio.create_task(self._submit_pending(following)))
                     await asyncio.sleep(0)  # it removes its requests from the pending ones
                 waiting: set[asyncio.Task[Any]] = {*following, self._stopped, *submitting}
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done & following:
-                    following.discard(task)
-                    task.result()
-                    has_room = not self._is_full
-                for submission in {task for task in submitting if task.done()}:
-                    submitting.discard(submission)
-                    has_room = submission.result()
+                for tasks in (following, submitting):
+                    for task in done & tasks:
+                        tasks.discard(task)
+                        task.result()
         finally:
             if submitting:
                 await self._end_submissions(submitting)
@@ -270,7 +266,7 @@ class Batches:
             return following + submitting == 0
         return submitting < self.most_submitting
 
-    async def _end_submissions(self, submitting: set[asyncio.Task[bool]]) -> None:
+    async def _end_submissions(self, submitting: set[asyncio.Task[None]]) -> None:
         """Ends submissions in flight. As safe as a kill: a submitted batch is found by its label."""
         for task in submitting:
             task.cancel()
@@ -318,20 +314,20 @@ class Batches:
 
     # Submission.
 
-    async def _submit_pending(self, following: set[asyncio.Task[None]]) -> bool:
-        """Submits the next batch. Returns False if further ones must wait: they fit under the caps only after other
-        requests are charged, or the vendor takes no more."""
+    async def _submit_pending(self, following: set[asyncio.Task[None]]) -> None:
+        """Submits the next batch."""
         if self._stop.is_set():
-            return True
+            return
         label = f"swe-{secrets.token_hex(6)}"
         chosen, encoded = self._choose(label)
         if not chosen:
-            return True
-        try:
+            return
+        with suppress(Halted):
             async with self._permission(label, chosen.values()):
-                return await self._submit_chosen(label, chosen, encoded, following)
-        except Halted:
-            return True
+                if self._has_room or not following:
+                    await self._submit_chosen(label, chosen, encoded, following)
+                else:
+                    self._pending.extendleft(reversed(chosen.values()))
 
     def _permission(self, label: str, items: Iterable[Item]) -> AbstractAsyncContextManager[None]:
         """Waits for permission to submit. Raises Halted if the run is stopping."""
@@ -343,8 +339,7 @@ class Batches:
         chosen: Mapping[str, Item],
         encoded: Mapping[str, bytes],
         following: set[asyncio.Task[None]],
-    ) -> bool:
-        """:meth:`_submit_pending` of chosen requests."""
+    ) -> None:
         amounts, tight = await self._amounts(list(chosen.values()))
         held = {list(chosen)[index]: amounts[index] for index in self._budget.reserve_batch(label, amounts)}
         remaining = self._budget.remaining(wait=True)
@@ -356,17 +351,17 @@ class Batches:
                 waiting.append(item)
         self._pending.extendleft(reversed(waiting))
         if not held:
+            self._has_room = not waiting
             self._is_blocked = bool(waiting and self._unknown) and self._journal.open.keys() <= self._unknown.keys()
             if waiting and not following and not self._is_blocked:  # wait for other processes
                 self._budget.log_wait()
                 await asyncio.sleep(self._settings.first_poll_s)
-            return not waiting
+            return
         items = {key: replace(chosen[key], usd=str(usd)) for key, usd in held.items()}
         batch = Batch(label, time.time(), items, kind=self.kind, address=self._address)
         self._journal.record_planned(batch)  # before anything is awaited: a label without an entry is released
         if await self._submit(batch, {key: encoded[key] for key in held}):
             following.add(asyncio.create_task(self._follow(batch)))
-        return not self._is_full
 
     def _refuse(self, item: Item) -> None:
         """Skips a request that does not fit under a cap. If it may have been billed before, it has failed."""
@@ -496,6 +491,7 @@ class Batches:
         """Closes a batch, and releases what is still reserved for it."""
         self._journal.record_closed(batch, why)
         self._budget.release_other_batches(self._journal.open)
+        self._has_room = True
 
     # Polling.
 
@@ -520,7 +516,7 @@ class Batches:
             if status.state == "lost":
                 raise SubmissionLost(str(status.error))
             if status.state != "failed":
-                self._is_full, self._refused_from, self._refused_alone = False, inf, 0
+                self._refused_from, self._refused_alone = inf, 0
                 self._most = min(self._limit, max(self._most, 2 * len(batch.items)))
                 await self._collect(batch, status)
                 return
@@ -585,8 +581,8 @@ class Batches:
         """
         await self._back_off(error, tries)
         self._resubmit(batch, type(error).__name__)
-        self._is_full = bool(self._polled)
-        if self._is_full:
+        self._has_room = not self._polled
+        if self._polled:
             self._refused_from = inf
         elif time.monotonic() - self._refused_from >= self._retry.total_s:
             raise ProviderFatal(

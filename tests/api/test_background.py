@@ -27,6 +27,7 @@ from tests.api.scripted import context, requests
 from tests.api.test_batches import FAST, QUICK, child_of, run, stopped_once_submitted
 from tests.api.test_runner import Outcomes
 from tests.support.api_server import ApiServer, Fault
+from tests.support.steps import calls_of
 
 
 @pytest.fixture(autouse=True)
@@ -186,8 +187,13 @@ def test_a_stop_does_not_wait_for_the_next_try_of_a_refused_submission(tmp_path:
 def test_a_cap_holds_and_is_used_up(tmp_path: Path) -> None:
     with ApiServer(batch_delay_s=0.02) as server:
         outcomes = Outcomes()
-        with pytest.raises(BudgetExceeded, match=r"budget\.max_usd"):
-            runner(server.url, tmp_path, cap="0.05").generate(requests(60), outcomes, threading.Event())
+
+        def generate() -> None:
+            with pytest.raises(BudgetExceeded, match=r"budget\.max_usd"):
+                runner(server.url, tmp_path, cap="0.05").generate(requests(60), outcomes, threading.Event())
+
+        attempts = calls_of(Ledger.reserve_batch.__code__, generate)
+        assert attempts < 3 * len(server.batches.submitted())
         paid = sum(o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion))
         assert Decimal("0.045") <= paid == server.log.cost_usd() <= Decimal("0.05")
 
