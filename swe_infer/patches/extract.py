@@ -16,6 +16,8 @@ _TAGS = r"(?P<name>patch|diff|git_?diff|final_?patch|answer|solution|code)\b[^<>
 _TAG = re.compile(rf"\s*<(?P<close>/?){_TAGS}\s*$", re.IGNORECASE)
 _TAG_BEFORE = re.compile(rf"\s*<{_TAGS}(?=[-d@*I])", re.IGNORECASE)
 _TAG_AFTER = re.compile(rf"</{_TAGS}\s*$", re.IGNORECASE)
+_TAG_AT_START = re.compile(rf"(?:`{{3,}}|~{{3,}})?</{_TAGS}", re.IGNORECASE)
+"""A closing tag at the start of a line, or behind a closing fence, whatever follows it."""
 _INDENT = " \t>"
 _OPENERS = (
     "diff --git ",
@@ -253,7 +255,19 @@ class _Scanner:
             self._close_tag(tag["name"].lower())
             self.at += 1
             return True
-        return False
+        return self._ends_before_text(line, counter)
+
+    def _ends_before_text(self, line: str, counter: _Counter) -> bool:
+        """Whether ``line`` closes a tag around the patch and has more behind it, which is scanned next."""
+        tag = _TAG_AT_START.match(line) if line.startswith(("</", "```", "~~~")) else None
+        if tag is None or not (counter.is_complete or not self._goes_on()):
+            return False
+        name = tag["name"].lower()
+        if not any(container.kind == "tag" and container.mark == name for container in self.stack):
+            return False
+        self._close_tag(name)
+        self.raw[self.at] = line[tag.end() :]
+        return True
 
     def _closed_behind(self, line: str) -> int | None:
         """Where a tag around the patch is closed at the end of a line of the patch, or None."""

@@ -76,6 +76,25 @@ def test_tag_closed_at_the_end_of_a_line_ends_the_patch_and_markup_in_it_does_no
         assert make_patch(fence.format(markup), FILES).patch == markup
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<patch>\n{}</patch>.",
+        "<patch>\n{}</patch> This adds one.\n+ Nothing else.",
+        "<answer>\n<patch>\n{}</patch></answer>",
+        "<patch>\n```diff\n{}```</patch>\n",
+        "<diff>\n{}</diff>**",
+    ],
+)
+def test_what_follows_a_closing_tag_on_its_line_is_not_a_part_of_the_patch(answer: str) -> None:
+    assert make_patch(answer.format(OTHER), FILES).patch == OTHER
+
+
+def test_a_second_patch_after_a_closing_tag_on_the_same_line_is_read() -> None:
+    answer = f"<answer><patch>\n{DIFF}</patch> <patch>\n{OTHER}</patch></answer>\n"
+    assert make_patch(answer, FILES).patch == DIFF + OTHER
+
+
 def test_unclosed_fence_around_a_whole_patch_is_read_to_the_end() -> None:
     assert make_patch(f"```diff\n{DIFF}", FILES).patch == DIFF
     assert make_patch(f"```diff\n{DIFF.removesuffix(chr(10))}", FILES).patch == DIFF
