@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import logging
 import re
 import shlex
 import sys
@@ -45,6 +47,12 @@ def bounded_json(text: str | bytes, **options: Any) -> Any:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its class name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@functools.cache
+def log_once(logger: logging.Logger, level: int, message: str) -> None:
+    """Logs a message, unless this process has logged it: the runs of a sweep and their answers repeat none."""
+    logger.log(level, "%s", message)
 
 
 def report_errors(work: Callable[[], object], message_of: Callable[[SweInferError], str] = str) -> int:

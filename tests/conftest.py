@@ -22,6 +22,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.strategies import text
 
+from swe_infer.text import log_once
 from tests.support import commands
 from tests.support.selection import ProcessWatch, is_slow, late_imports
 
@@ -109,6 +110,12 @@ def sandbox() -> None:
 
     if (why := why_unavailable()) is not None:
         pytest.skip(why)
+
+
+@pytest.fixture(autouse=True)
+def _logged_anew() -> None:
+    """Each test sees what a process logs once."""
+    log_once.cache_clear()
 
 
 @pytest.fixture

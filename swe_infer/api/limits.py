@@ -350,9 +350,9 @@ class Limiter:
         for kind, (limit, remaining, reset_s) in zip(_KINDS, reports, strict=True):
             if limit is not None and _contradicts(refusal.retry_after_s, remaining, reset_s):
                 logger.warning(
-                    "%s refused a request for %g s, and reported %d %s per minute, available in %g s: its report is "
+                    "%s refused a request for %g s, and reported %s %s per minute, available in %g s: its report is "
                     "not used",
-                    self._name, refusal.retry_after_s, limit, kind, reset_s,
+                    self._name, refusal.retry_after_s, _grouped(limit), kind, reset_s,
                 )  # fmt: skip
                 return True
         return False
@@ -372,8 +372,9 @@ class Limiter:
         limit, remaining, reset_s = reported
         logger.log(
             logging.INFO if refusal is None else logging.WARNING,
-            "%s: at most %.6g %s per minute, as %s reports (limit %s, remaining %s, reset in %s s)",
-            self._name, pace, kind, "an answer" if refusal is None else "a refusal", limit, remaining, reset_s,
+            "%s: at most %s %s per minute, as %s reports (limit %s, remaining %s, reset in %s s)",
+            self._name, _grouped(pace), kind, "an answer" if refusal is None else "a refusal",
+            _grouped(limit), _grouped(remaining), reset_s,
         )  # fmt: skip
 
     def _forget_expired(self, now: float) -> None:
@@ -494,6 +495,10 @@ class Limiter:
         self.peak = max(self.peak, self.in_flight)
         sent = (self._requests.sent, self._tokens.sent, self._output.sent)
         return Permit(characters, tokens, output_tokens, now, sent, len(self._answered_at))
+
+
+def _grouped(count: float | None) -> str:
+    return "unknown" if count is None else f"{count:,.0f}" if count >= 1000 else f"{count:.6g}"
 
 
 def _contradicts(retry_after_s: float | None, remaining: float | None, reset_s: float | None) -> bool:

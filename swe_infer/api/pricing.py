@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from swe_infer.errors import ConfigError
 from swe_infer.providers.base import Answer, Bill, PriceTerms
+from swe_infer.text import log_once
 from swe_infer.types import ApiModel, Pricing, Usage
 
 logger = logging.getLogger(__name__)
@@ -601,7 +602,8 @@ def settled_usd(prices: PriceTable | None, usage: Usage, bill: Bill, at: datetim
     try:
         return prices.price(usage, bill, at)
     except UnlistedPrice as error:
-        logger.warning("the cost of an answer is %s: %s", "unknown" if bill.usd is None else "its own figure", error)
+        cost = "unknown" if bill.usd is None else "the figure that it states"
+        log_once(logger, logging.WARNING, f"the cost of an answer is {cost}: {error}")
         return bill.usd
 
 

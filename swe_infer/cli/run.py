@@ -181,6 +181,12 @@ def composed_run(overrides: Sequence[str], config_dir: Path | None = None) -> It
             GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer
 
 
+@functools.cache
+def _print_error(line: str) -> None:
+    """Prints why a job of a sweep failed, unless another one of this process failed alike."""
+    print(f"error: {line}", file=sys.stderr)
+
+
 def _report_stopped_sweep(error: BaseException) -> int:
     """Reports a sweep that its launcher or sweeper aborted, or a single run that raised. Returns the exit status.
 
@@ -322,7 +328,7 @@ class HydraTask:
         status, values, line = (end, None, None) if isinstance(end, int) else (1, None, None)
         if isinstance(end, SweInferError):
             line = without_credentials(message_of(end))
-            print(f"error: {line}", file=sys.stderr)
+            _print_error(line)
             status = end.exit_status
         elif isinstance(end, Exception):
             log.error("this run of the sweep failed", exc_info=end)
@@ -332,7 +338,7 @@ class HydraTask:
                 values = objective_values(directory, objectives)
             except (ConfigError, PointFailed) as error:
                 line = without_credentials(str(error))
-                print(f"error: {line}", file=sys.stderr)
+                _print_error(line)
                 status = max(status, error.exit_status if isinstance(error, PointFailed) else 0)
             except (OSError, ValueError) as error:
                 status, line = 1, without_credentials(f"{type(error).__name__}: {error}")

@@ -22,6 +22,7 @@ from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify, one_line
 from swe_infer.providers.usage import whole_number
 from swe_infer.providers.wire import MAX_PAGES, WireProvider, named
+from swe_infer.text import log_once
 from swe_infer.types import ApiModel, Decoding, Request
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class AnthropicProvider(WireProvider):
                     )
         super().check_access()
         if os.environ.get(_TOKEN_VARIABLE) and self._key_variable() not in (None, _TOKEN_VARIABLE):
-            logger.warning("%s is used, and %s is not", self._key_variable(), _TOKEN_VARIABLE)
+            log_once(logger, logging.WARNING, f"{self._key_variable()} is used, and {_TOKEN_VARIABLE} is not")
 
     def _key_variable(self) -> str | None:
         if (

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.text import log_once
 from swe_infer.types import ApiModel
 
 logger = logging.getLogger(__name__)
@@ -65,9 +66,10 @@ class AzureOpenAI(OpenAIChat):
         super().check_access()
         if (token := os.environ.get(_TOKEN_VARIABLE)) and self.api_key_env is not None:
             if self._key() != token:
-                logger.warning("provider.api_key_env=%s: %s is not used", self.api_key_env, _TOKEN_VARIABLE)
+                unused = f"provider.api_key_env={self.api_key_env}: {_TOKEN_VARIABLE} is not used"
+                log_once(logger, logging.WARNING, unused)
             elif os.environ.get(_KEY_VARIABLE):
-                logger.warning("%s and %s are set: the token is used", _KEY_VARIABLE, _TOKEN_VARIABLE)
+                log_once(logger, logging.WARNING, f"{_KEY_VARIABLE} and {_TOKEN_VARIABLE} are set: the token is used")
 
     def _key_variable(self) -> str | None:
         if self.api_key_env == _KEY_VARIABLE and os.environ.get(_TOKEN_VARIABLE):

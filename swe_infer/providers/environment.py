@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from swe_infer.errors import ConfigError
 from swe_infer.providers.faults import one_line
 from swe_infer.redaction import without_secrets
+from swe_infer.text import log_once
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,10 @@ def note_address(base_url: str, variable: str) -> None:
         return
     host = urlsplit(base_url).netloc.rpartition("@")[2]
     if named.rstrip("/") == base_url.rstrip("/"):
-        logger.info("%s names the server: %s", variable, host)
+        log_once(logger, logging.INFO, f"{variable} names the server: {host}")
     else:
-        logger.warning("provider.base_url names the server: %s; %s, which names another, is not used", host, variable)
+        unused = f"{variable}, which names another, is not used"
+        log_once(logger, logging.WARNING, f"provider.base_url names the server: {host}; {unused}")
 
 
 # The connection.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from swe_infer.errors import ConfigError
 from swe_infer.providers.faults import one_line
-from swe_infer.text import flatten
+from swe_infer.text import flatten, log_once
 from swe_infer.types import ApiModel, Decoding
 
 logger = logging.getLogger(__name__)
@@ -380,9 +380,11 @@ def check_knobs(vendor: str, dialect: Dialect | None, model: ApiModel, decoding:
                 way = "use model.effort instead"
             raise ConfigError(f"{setting}: provider={one_line(vendor)} has no known field for it; {way}")
         if known is None:
-            logger.warning("%s: not known whether %s accepts it; it is sent as it is", setting, one_line(model.name))
+            warning = f"{setting}: not known whether {one_line(model.name)} accepts it; it is sent as it is"
+            log_once(logger, logging.WARNING, warning)
         elif value not in accepted and key == "effort" and value in known.unsure.split():
-            logger.warning("%s: not documented for %s; it is sent as it is", setting, one_line(model.name))
+            warning = f"{setting}: not documented for {one_line(model.name)}; it is sent as it is"
+            log_once(logger, logging.WARNING, warning)
         elif (_mode(model) if key == "thinking" else value) not in accepted:
             raise ConfigError(_refusal(setting, key, model, known, accepted))
     _check_combination(dialect, model, known)

@@ -311,6 +311,7 @@ class Totals:
             samples = 1 + max((sample for _, sample in self._latest), default=0)
         remaining = max(0, instances * samples - done)
         stopped_by = stopped_by if stopped_by in INFRASTRUCTURE_ERRORS else None
+        wall_s = round(wall_s, 3)
         summary: Summary = {
             "instances": instances,
             "samples": samples,
@@ -326,7 +327,7 @@ class Totals:
             "possibly_billed_usd": self.possibly_billed_usd + unrecorded_usd,
             "unreadable_records": self.unreadable,
             "unreadable_cost_usd": self.unreadable_usd,
-            "wall_s": round(wall_s, 3),
+            "wall_s": wall_s,
             "output_tokens_per_s": round(self.usage.output_tokens / wall_s, 3) if wall_s > 0 else 0.0,
             "stats": dict(stats or {}),
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ from swe_infer.presets import warnings_of, with_known_rules
 from swe_infer.providers.base import Provider
 from swe_infer.resources import expanded
 from swe_infer.runners.base import ConcurrentRun, ConnectionSharing, Order, PendingSamples, RunContext
+from swe_infer.text import log_once
 from swe_infer.types import (
     ApiModel,
     Budget,
@@ -62,12 +62,6 @@ _LEDGER = "ledger.sqlite"
 _STOP_POLL_S = 0.2
 _MAX_MISSES = 1_000
 """Consecutive samples missing from the response cache before the search for a prompt's samples ends."""
-
-
-@functools.cache
-def _log_once(level: int, message: str) -> None:
-    """Logs a message. The runs of a sweep in one process repeat none."""
-    logger.log(level, "%s", message)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -160,9 +154,10 @@ class ApiRunner:
             raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
         prices = self._price_table(self.provider)
         if prices is not None and (missing := prices.unlisted(cache_writes=self.prompt_caching != "never")):
-            logger.warning("%s has no price for %s: the cost may be unknown", prices.source, missing)
+            warning = f"{prices.source} has no price for {missing}: the cost may be unknown"
+            log_once(logger, logging.WARNING, warning)
         if prices is not None and (field := field_with_fees(self._model, prices)):
-            logger.warning("the cost leaves out what %s charges for %s", self.provider.name, field)
+            log_once(logger, logging.WARNING, f"the cost leaves out what {self.provider.name} charges for {field}")
         if not dry_run:
             self.provider.check_access()
             for key, address in (("budget.ledger", self.budget.ledger), ("runner.limits.shared", self.limits.shared)):
@@ -171,9 +166,9 @@ class ApiRunner:
         # Last: an error is the only line.
         if self._model.extra_body:
             fields = ", ".join(self._model.extra_body)
-            _log_once(logging.INFO, f"model.extra_body: {fields}: sent as given, not checked")
+            log_once(logger, logging.INFO, f"model.extra_body: {fields}: sent as given, not checked")
         for warning in warnings_of(self._model, self.provider.name):
-            _log_once(logging.WARNING, warning)
+            log_once(logger, logging.WARNING, warning)
 
     def bind(self, context: RunContext) -> None:
         self._context = context
@@ -295,7 +290,7 @@ class ApiRunner:
         prices = self._price_table(provider)
         if prices is not None:
             batch = ", in batches" if provider.mode == "batch" else ""
-            logger.info("prices of %s: %s%s", self._model.name, prices.source, batch)
+            log_once(logger, logging.INFO, f"prices of {self._model.name}: {prices.source}{batch}")
         has_answers = self._context is not None and self._context.spent_usd > 0
         endpoints = []
         for number, (part, model) in enumerate(provider.endpoints(self._model)):

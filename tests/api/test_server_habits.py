@@ -270,7 +270,7 @@ def test_what_a_refusal_reports_expires_and_the_log_says_when_and_why_the_pace_i
     assert 60 < seconds < 60 + 60 * 0.5 + 20
     assert limiter.tokens_per_minute is None
     messages = [record.message for record in caplog.records]
-    assert any("at most 30000 tokens per minute, as a refusal reports" in message for message in messages)
+    assert any("at most 30,000 tokens per minute, as a refusal reports" in message for message in messages)
     assert any("has expired" in message for message in messages)
 
 

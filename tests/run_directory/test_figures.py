@@ -49,6 +49,15 @@ def half(tmp_path: Path) -> Path:
     return directory
 
 
+def test_the_rate_of_tokens_follows_from_the_time_that_the_summary_states(half: Path) -> None:
+    with RunStore(half, "model") as store:
+        summary = store.totals.summary(wall_s=0.14649)
+        store.write_summary(summary)
+    stated = json.loads((half / "summary.json").read_text())["output_tokens_per_s"]
+    assert stated == round(10 / summary["wall_s"], 3)
+    assert compare([load_run(half)]).runs[0].output_tokens_per_s == pytest.approx(stated, abs=1e-3)
+
+
 def test_a_run_that_skips_half_scores_half_everywhere(
     half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

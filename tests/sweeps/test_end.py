@@ -99,3 +99,23 @@ def test_the_same_command_retries_failed_instances(tmp_path: Path) -> None:
         assert "exit" not in second.stderr
         assert second.stdout == first.stdout
         assert len(server.log.asked()) == 7, "six answers, one of them asked for twice"
+
+
+def test_what_holds_for_all_runs_and_answers_is_logged_once(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path)
+        sweep.base = [argument for argument in sweep.base if not argument.startswith("provider.base_url=")]
+        sweep.environment["OPENAI_BASE_URL"] = server.openai_url
+        # genai-prices has no price for this tier of gpt-4o
+        result = sweep.run(
+            "provider.service_tier=flex", "+model.extra_body.tools=[{type: web_search}]", "decoding.temperature=0,3",
+            "decoding.top_p=0.8,0.9",
+        )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.splitlines()
+    said = [line for line in lines if line.startswith(("INFO ", "WARNING ", "error: "))]
+    for words in (
+        "OPENAI_BASE_URL names the server", "prices of gpt-4o", "the cost may be unknown", "the cost of an answer is",
+        "the cost leaves out", "sent as given", "error: decoding.temperature",
+    ):  # fmt: skip
+        assert len([line for line in said if words in line]) == 1, result.stderr
