@@ -376,7 +376,12 @@ def _check(value: Any, hint: Any, key: str) -> Any:
         inner = "".join(f".{part}" for part in first["loc"] if isinstance(part, str) and part.islower())
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise ConfigError(f"{key}{inner}: unknown key") from None
-        raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)} ({first['msg'].lower()})") from None
+        why = ""
+        if first["type"] == "missing":
+            why = f"; {first['loc'][-1]} is missing"
+        elif not first["type"].endswith(("_type", "_parsing", "_from_float", "literal_error")):  # said by the type
+            why = f" ({first['msg'].lower()})"
+        raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)}{why}") from None
 
 
 def _import_problem(target: str, error: Exception) -> str:
@@ -474,17 +479,18 @@ def _described(hint: Any) -> str:
     if getattr(hint, "_is_protocol", False):
         return f"a mapping with the _target_ of a {hint.__name__}"
     if origin is typing.Literal:
-        return " or ".join(map(str, args))
+        return " or ".join(map(str, args)) if len(args) < 3 else f"one of {', '.join(map(str, args))}"
     if origin in (tuple, list) or hint in (tuple, list):
         inner = [arg for arg in args if arg is not Ellipsis]
-        return f"a list of {_described(inner[0])}" if inner else "a list"
+        plural = {int: "whole numbers", float: "numbers", str: "strings"}
+        return f"a list of {plural.get(inner[0]) or _described(inner[0])}" if inner else "a list"
     if origin in (dict, Mapping) or (inspect.isclass(origin) and issubclass(origin, Mapping)):
         return "a mapping"
     if is_dataclass(hint):
         return f"a mapping of {', '.join(field.name for field in fields(hint))}"
     words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
     name = getattr(hint, "__name__", str(hint))
-    return words.get(hint, {"Decimal": "an amount", "Path": "a path"}.get(name, name))
+    return words.get(hint, {"Decimal": "a number", "Path": "a path"}.get(name, name))
 
 
 def _shown(value: Any) -> str:

@@ -81,6 +81,7 @@ _TOOLS_WITHOUT_FEES = re.compile(
 """Types of tools that the vendor's server does not execute (openai.types.responses.ToolParam,
 anthropic.types.ToolUnionParam). It charges for its own, such as $10 for 1,000 searches
 (platform.claude.com/docs/en/about-claude/pricing, developers.openai.com/api/docs/pricing)."""
+_STATE_PRICES = "prices in dollars per million tokens, 'model.pricing={input_per_mtok: X, output_per_mtok: Y}'"
 _HORIZON = timedelta(days=1)
 """How long after its reservation a request may be billed."""
 _KEPT = timedelta(minutes=1)
@@ -543,9 +544,9 @@ def price_table_for(
         if provider_id is not None:
             why = f"{provider_id!r} is not in genai-prices"
         raise ConfigError(
-            f"provider.pricing_id: {why}. Set it to the provider whose prices apply ({', '.join(ids)}), or state "
-            "model.pricing.input_per_mtok and model.pricing.output_per_mtok in dollars, or set model.pricing=unknown "
-            "(then no budget can be set)"
+            f"provider.pricing_id: {why}. Set it to the provider whose prices apply, or to free for a server of your "
+            f"own, or state {_STATE_PRICES}, or set model.pricing=unknown (then no budget can be set). Providers: "
+            f"{', '.join(ids)}"
         )
     name = model.price_as or model.name
     try:
@@ -559,8 +560,8 @@ def price_table_for(
             reason = f"it is a model of {vendor}: choose provider={vendor}, unless this server has it too"
         raise ConfigError(
             f"model.pricing: no price is known for {name!r} at {place} ({reason}). State "
-            "model.pricing.input_per_mtok and model.pricing.output_per_mtok in dollars, or name a listed model in "
-            "model.price_as, or set model.pricing=unknown (then no budget can be set)"
+            f"{_STATE_PRICES}, or name a listed model in model.price_as, or set model.pricing=unknown (then no "
+            "budget can be set)"
         ) from None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import itertools
 import re
 import traceback
+import types
 import typing
 from collections.abc import Mapping
 
@@ -51,7 +53,7 @@ def _unknown_key(error: BaseException) -> str:
     name = key.rpartition(".")[2]
     parent = getattr(error, "parent_node", None)
     names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
-    if any(typing.get_origin(parameter.hint) is Mapping for parameter in parameters_at(key.rpartition(".")[0])):
+    if any(_has_key(parameter.hint, name) for parameter in parameters_at(key.rpartition(".")[0])):
         return f"{key}: is not set yet; a new key of a mapping is added with +{key}=VALUE"
     meant = key_named(key)
     if meant is not None and meant != key:
@@ -64,6 +66,15 @@ def _unknown_key(error: BaseException) -> str:
     if options := _options_with(key):
         return f"{key}: unknown key of the chosen option; it belongs to {', '.join(options)}"
     return f"{key}: unknown key" + (f"; available: {', '.join(names)}" if names else "")
+
+
+def _has_key(hint: object, name: str) -> bool:
+    """Whether a value of the type ``hint`` may be a mapping with the key ``name``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_has_key(member, name) for member in typing.get_args(hint))
+    if dataclasses.is_dataclass(hint):
+        return name in {field.name for field in dataclasses.fields(hint)}
+    return typing.get_origin(hint) is Mapping
 
 
 def _options_with(key: str) -> list[str]:

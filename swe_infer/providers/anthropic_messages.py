@@ -12,7 +12,8 @@ from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.providers.anthropic import AnthropicBatches
 from swe_infer.providers.base import Answer, Bill, InputCount, PriceTerms
-from swe_infer.providers.faults import failed_answer, one_line
+from swe_infer.providers.checks import check_service_tier
+from swe_infer.providers.faults import failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.framing import DOUBTFUL_GRACE_S, GRACE_S, until_complete
 from swe_infer.providers.image_parts import anthropic_images, image_fault, with_content
@@ -90,9 +91,8 @@ class AnthropicMessages(AnthropicBatches):
     ] = None
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
-        if self.service_tier is not None and self.service_tier not in _TIER_FIELDS:
-            known = ", ".join(_TIER_FIELDS)
-            raise ConfigError(f"provider.service_tier={one_line(self.service_tier)}: must be one of {known}, or null")
+        if self.service_tier is not None:
+            check_service_tier(self.service_tier, _TIER_FIELDS)
         super().check(model, decoding)
         if (key := self._thinking_key(model)) is None:
             return

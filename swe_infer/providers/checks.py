@@ -51,6 +51,13 @@ def check_key(variable: str | None) -> None:
         raise ConfigError(f"{variable} has blanks, line breaks or other characters that no API key has")
 
 
+def check_service_tier(tier: str, known: Iterable[str]) -> None:
+    """Raises ConfigError unless a vendor has a service tier."""
+    if tier not in known:
+        hint = "; the batch API is provider.mode=batch" if tier == "batch" else ""
+        raise ConfigError(f"provider.service_tier={one_line(tier)}: must be one of {', '.join(known)}, or null{hint}")
+
+
 def check_decoding(
     model: ApiModel,
     decoding: Decoding,

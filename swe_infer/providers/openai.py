@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.providers.base import PriceTerms
-from swe_infer.providers.faults import one_line
+from swe_infer.providers.checks import check_service_tier
 from swe_infer.providers.image_parts import image_fault
 from swe_infer.providers.wire import WireProvider, price_terms_of
 from swe_infer.types import ApiModel, Decoding
@@ -48,11 +47,8 @@ class OpenAIProvider(WireProvider):
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         super().check(model, decoding)
-        tiers = self.service_tiers
-        if self.service_tier is not None and self._is_openai() and self._tier() not in tiers:
-            raise ConfigError(
-                f"provider.service_tier={one_line(self.service_tier)}: must be one of {', '.join(tiers)}, or null"
-            )
+        if self.service_tier is not None and self._is_openai():
+            check_service_tier(self.service_tier, (*self.service_tiers, "standard"))
 
     def image_fault(self, model: ApiModel, images: Sequence[str]) -> str | None:
         return image_fault(model)

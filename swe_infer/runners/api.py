@@ -522,9 +522,11 @@ class ApiRunner:
             assert prices is not None
         missing = prices.unlisted(cache_writes=provider.mode == "live" and self.prompt_caching != "never")
         if missing is not None and caps:
+            is_tier = missing.startswith(("service_tier=", "speed="))
+            where = " of provider.service_tier and model.extra_body" if is_tier else ""
             raise ConfigError(
-                f"{caps[0]} needs a price, and {prices.source} has none for {missing}: leave that out, or state "
-                "prices in model.pricing"
+                f"{caps[0]} needs a price, and {prices.source} has none for {missing}: leave that out{where}, or "
+                "state prices in model.pricing"
             )
         if caps and (field := field_with_fees(model, prices)):
             raise ConfigError(

@@ -66,7 +66,7 @@ def test_dated_names_are_known_by_their_own_price() -> None:
 
 
 def test_an_unlisted_model_is_refused_with_remedies() -> None:
-    with pytest.raises(ConfigError, match=r"model\.pricing\.input_per_mtok.*model\.price_as.*unknown"):
+    with pytest.raises(ConfigError, match=r"'model\.pricing={input_per_mtok: .*model\.price_as.*unknown"):
         price_table_for(ApiModel(name="swe-llama-13b"), "openai")
 
 

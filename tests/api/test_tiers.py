@@ -432,6 +432,14 @@ def test_what_has_no_price_is_refused_under_a_budget_and_what_no_vendor_knows_al
         (AnthropicMessages(service_tier="flex"), CLAUDE),
     ]:
         assert "provider.service_tier=" in refusal(model, provider, None)
+    for by_tier, model in [
+        (OpenAIChat(service_tier="batch"), GPT),
+        (AnthropicMessages(service_tier="batch"), CLAUDE),
+    ]:
+        assert "or null; the batch API is provider.mode=batch" in refusal(model, by_tier, None)
+    assert "none for service_tier=scale: leave that out of provider.service_tier" in refusal(
+        GPT, OpenAIChat(service_tier="scale")
+    )
     tiered = ApiModel(name="gpt-5.4", parameters=(), extra_body={"service_tier": "flex"})
     assert "provider.service_tier is set too" in refusal(tiered, OpenAIChat(service_tier="flex"), None)
     assert "model.extra_body.service_tier" in refusal(

@@ -298,7 +298,7 @@ SUGGESTIONS = [
 MORE_SUGGESTIONS = [
     (["model==gpt-4o"], "did you mean gpt-4o"),
     (["model=zzzz"], "model=zzzz: unknown option; --help model lists all "),
-    (["model=gpt-4o", "budget.max_usd=$20"], 'budget.max_usd="$20": must be an amount'),
+    (["model=gpt-4o", "budget.max_usd=$20"], 'budget.max_usd="$20": must be a number'),
     (["model="], "model=: unknown option; --help model lists all "),
     (["model.path="], "model.path is empty: name a path"),
     (["from="], "from is empty: name a path, or null"),
