@@ -16,7 +16,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from swe_infer.cli.extras import missing_extra
-from swe_infer.conf_files import groups, key_named, node_of, options_of, parameters_at, unknown_option
+from swe_infer.conf_files import (
+    class_parameters,
+    groups,
+    key_named,
+    node_of,
+    options_of,
+    parameters_at,
+    unknown_option,
+)
 
 _MOST_OPTIONS = 3
 _COPY_VARIABLES = (["_load_configuration_impl", "__getitem__"], ["_with_values", "__getitem__"])
@@ -55,12 +63,15 @@ def _unknown_key(error: BaseException) -> str:
     names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
     if any(_has_key(parameter.hint, name) for parameter in parameters_at(key.rpartition(".")[0])):
         return f"{key}: is not set yet; a new key of a mapping is added with +{key}=VALUE"
+    target = str(parent.get("_target_") or "") if isinstance(parent, DictConfig) else ""
+    if target.startswith("swe_infer.") and name in class_parameters(target):
+        return f"{key}: its YAML file does not list it; such a key is added with +{key}=VALUE"
     meant = key_named(key)
     if meant is not None and meant != key:
         return f"{key}: unknown key; did you mean {meant}?"
     if close := difflib.get_close_matches(name, names, n=1):
         return f"{key}: unknown key; did you mean {key.removesuffix(name)}{close[0]}?"
-    if isinstance(parent, DictConfig) and not str(parent.get("_target_") or "swe_infer.").startswith("swe_infer."):
+    if target and not target.startswith("swe_infer."):
         listed = f"; its YAML file sets {', '.join(names)}" if names else ""
         return f"{key}: unknown key{listed}; a key that the file does not list is added with +{key}=VALUE"
     if options := _options_with(key):

@@ -322,6 +322,22 @@ def test_errors_suggest_what_was_meant(cases: list[tuple[list[str], str]], tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_that_an_option_of_ones_own_does_not_list_is_added(tmp_path: Path) -> None:
+    (tmp_path / "own" / "provider").mkdir(parents=True)
+    (tmp_path / "own" / "provider" / "gateway.yaml").write_text(
+        "_target_: swe_infer.providers.openai_chat.OpenAIChat\nname: gateway\napi_key_env: null\n"
+        "base_url: http://127.0.0.1:9/v1\npricing_id: free\n"
+    )
+    command = ["--config-dir", "own", "provider=gateway", "model.name=m", "dry_run=true"]
+    result = forked(*command, "provider.max_concurrency=2", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: provider.max_concurrency: its YAML file does not list it; such a key is added with "
+        "+provider.max_concurrency=VALUE\n",
+    )
+    assert forked(*command, "+provider.max_concurrency=2", cwd=tmp_path).returncode == 0
+
+
 def test_every_command_reports_unknown_and_missing_arguments_in_one_line(tmp_path: Path) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].values()
     modules = [script.partition(":")[0] for script in scripts]
