@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NoReturn
 
+import jiter
+
 from swe_infer.errors import UNDECODED, UNDECODED_BYTES, SweInferError
 
 _BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -42,6 +44,18 @@ def bounded_json(text: str | bytes, **options: Any) -> Any:
     if sum(map(text.count, brackets)) > MAX_CONTAINERS:
         raise ValueError(f"more than {MAX_CONTAINERS:,} lists and objects")
     return json.loads(text, **options)
+
+
+def parsed_json(data: bytes) -> Any:
+    """:func:`json.loads` for UTF-8, in a quarter of the time for a long text.
+
+    Raises:
+        UnicodeDecodeError, json.JSONDecodeError, RecursionError: as :func:`json.loads` for the decoded text.
+    """
+    try:
+        return jiter.from_json(data)
+    except ValueError:  # also for a lone surrogate and for deep nesting, which json accepts
+        return json.loads(data.decode())
 
 
 def first_line(error: BaseException) -> str:

@@ -32,6 +32,7 @@ from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.files import special_kind
 from swe_infer.options import Option
+from swe_infer.text import parsed_json
 from swe_infer.types import PathText
 
 _BUFFER = 1 << 18
@@ -136,7 +137,7 @@ class JsonlRows(IndexedRows):
             f"{self._label}: row {self._ids[index]} is no longer at its offset: the file was changed during the run"
         )
         try:
-            row = json.loads(os.pread(self._file.fileno(), self._sizes[index], self._offsets[index]).decode())
+            row = parsed_json(os.pread(self._file.fileno(), self._sizes[index], self._offsets[index]))
         except (OSError, ValueError) as error:
             raise DataError(changed) from error
         if not isinstance(row, dict):
@@ -350,7 +351,7 @@ class _ArrayReader:
 
 def _parsed(line: bytes, where: str) -> object:
     try:
-        return json.loads(line.decode())
+        return parsed_json(line)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}, byte {error.start + 1}: not UTF-8, the encoding of JSON lines") from error
     except json.JSONDecodeError as error:

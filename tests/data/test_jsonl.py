@@ -96,6 +96,25 @@ def test_a_row_without_a_usable_prompt_costs_that_row_only(tmp_path: Path, text:
         opened[1]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"NaN",
+        b"-Infinity",
+        b"1e400",
+        b"-0.0",
+        b"1.00000000000000011102230246251565404236316680908203125",
+        b"9" * 400,
+        b'{"k": 1, "l": 2, "k": 3}',
+        b'"\\ud83d \\ud83d\\ude00 \xc3\xa9 \\u0000"',
+        b"[" * 500 + b"]" * 500,
+    ],
+)
+def test_a_value_is_what_pythons_json_makes_of_it(tmp_path: Path, value: bytes) -> None:
+    line = good("a")[:-1] + b', "value": ' + value + b"}"
+    assert repr(open_bytes(tmp_path, line)[0].metadata["value"]) == repr(json.loads(value))
+
+
 def test_a_row_without_the_prompt_column_costs_that_row_only(tmp_path: Path) -> None:
     fault = open_bytes(tmp_path, good("a") + b'\n{"instance_id": "b"}').fault(1)
     assert fault is not None
