@@ -18,6 +18,7 @@ _TAG_BEFORE = re.compile(rf"\s*<{_TAGS}(?=[-d@*I])", re.IGNORECASE)
 _TAG_AFTER = re.compile(rf"</{_TAGS}\s*$", re.IGNORECASE)
 _TAG_AT_START = re.compile(rf"(?:`{{3,}}|~{{3,}})?</{_TAGS}", re.IGNORECASE)
 """A closing tag at the start of a line, or behind a closing fence, whatever follows it."""
+_BARE_FENCE = re.compile(r"[ \t>\r]*(?:`{3,}|~{3,})[ \t>\r]*$")
 _INDENT = " \t>"
 _OPENERS = (
     "diff --git ",
@@ -29,6 +30,10 @@ _OPENERS = (
     "*** Add File: ",
     "*** Delete File: ",
 )
+_MAY_OPEN = re.compile(r"[\s>]*(?:[`~<@]|diff --git |--- |Index: |\*\*\* )")
+"""A line outside a patch that may open a container or a patch, or close a container."""
+_MAY_CLOSE = re.compile(r"[-+]?[\s>]*[`~<]|--")
+"""A line of a patch that may close a container or begin a signature. So may one that ends in ``>``."""
 _SIGNATURE = re.compile(r"--[ \t]*$")
 _VERSION = re.compile(r"\d+\.\d+[\w.() -]{0,60}$")
 """The signature of a patch in a mail: two dashes, then git's version."""
@@ -100,26 +105,27 @@ class _Counter:
 
 def find_blocks(answer: str) -> list[Block]:
     """All ranges of ``answer`` that look like a diff, in order, in linear time."""
-    return _Scanner(answer.split("\n")).scan()
+    raw = answer.split("\n")
+    last_fence = next((at for at in range(len(raw) - 1, -1, -1) if _BARE_FENCE.match(raw[at])), -1)
+    last_envelope = answer.count("\n", 0, answer.rfind("\n*** End Patch") + 1)
+    return _Scanner(raw, last_fence, last_envelope).scan()
 
 
 @dataclass(slots=True)
 class _Scanner:
     raw: list[str]
+    last_fence: int
+    last_envelope: int
     at: int = 0
     stack: list[_Container] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
-    last_fence: int = -1
-    last_envelope: int = -1
-
-    def __post_init__(self) -> None:
-        ends = (n for n in range(len(self.raw) - 1, -1, -1) if self.raw[n].startswith("*** End Patch"))
-        self.last_envelope = next(ends, -1)
-        self.last_fence = next((n for n in range(len(self.raw) - 1, -1, -1) if _bare_fence(self.raw[n])), -1)
 
     def scan(self) -> list[Block]:
         while self.at < len(self.raw):
             line = self.raw[self.at].rstrip("\r")
+            if not _MAY_OPEN.match(line):
+                self.at += 1
+                continue
             tag = _TAG_BEFORE.match(line)
             if tag:
                 self._push("tag", tag["name"].lower())
@@ -185,19 +191,20 @@ class _Scanner:
         while self.at < len(self.raw):
             raw = self.raw[self.at]
             line = _dedent(raw.rstrip("\r"), indent)
-            # A mail's text, after its signature and before the patch of the next mail, is not a part of the patch.
-            in_mail = not line.startswith("diff --git ") if in_mail else self._is_signature(line, indent)
-            if self._ends(line, counter):
-                block.closed = True
-                break
-            if (end := self._closed_behind(line)) is not None:
-                block.lines.append(line[:end])
-                block.closed = True
-                self.at += 1
-                break
-            if in_mail:
-                self.at += 1
-                continue
+            if in_mail or _MAY_CLOSE.match(line) or line.rstrip().endswith(">"):
+                # A mail's text, between its signature and the patch of the next mail, is not a part of the patch.
+                in_mail = not line.startswith("diff --git ") if in_mail else self._is_signature(line, indent)
+                if self._ends(line, counter):
+                    block.closed = True
+                    break
+                if (end := self._closed_behind(line)) is not None:
+                    block.lines.append(line[:end])
+                    block.closed = True
+                    self.at += 1
+                    break
+                if in_mail:
+                    self.at += 1
+                    continue
             if not self.stack and self._leaves(line, counter):
                 block.closed = True
                 break
@@ -338,11 +345,6 @@ def cut_off(block: Block) -> str | None:
 
 def _closes(container: _Container, mark: str) -> bool:
     return mark[0] == container.mark[0] and len(mark) >= len(container.mark)
-
-
-def _bare_fence(line: str) -> bool:
-    text = line.strip(" \t>\r")
-    return len(text) >= 3 and text[0] in "`~" and not text.strip(text[0])
 
 
 def _dedent(line: str, indent: str) -> str:

@@ -84,9 +84,9 @@ def without_reasoning(answer: str) -> Answer:
     if channels is not None:
         return replace(channels, text=_without_last_tokens(channels.text))
     answer = _without_last_tokens(answer)
-    tags = list(_tags(answer))
-    if not tags:
+    if _TAG.search(answer) is None:
         return Answer(answer)
+    tags = list(_tags(answer))
     whole = _outside(answer, [tag for tag in tags if not tag.aside])
     if not any(tag.aside for tag in tags) or not whole.text.strip() or whole.note is not None:
         return whole
@@ -107,7 +107,7 @@ def _without_last_tokens(answer: str) -> str:
 
 def _channels(answer: str) -> Answer | None:
     """The final channel of the harmony format, also where its special tokens are missing; None for other text."""
-    if _CHANNEL.search(answer) is None:
+    if "<|channel|>" not in answer or _CHANNEL.search(answer) is None:
         return _plain_channels(answer)
     bodies: dict[str, list[str]] = {}
     cut = False
