@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swe_infer.instance_files import obstacle, why_absent
-from swe_infer.patches.diff import FilePatch, Hunk, PatchError, parse_as_git, refusal, split_lines
+from swe_infer.patches.diff import FilePatch, Hunk, HunkHeader, PatchError, parse_as_git, refusal, split_lines
 from swe_infer.patches.line_index import LineIndex
 
 _CHANGED = "\0"
@@ -47,11 +47,7 @@ def apply_patch(text: str, files: Mapping[str, str]) -> Applied:
         RefusedPatch: a path leaves the repository, or the patch contains a symbolic link or binary data.
         PatchError: ``git apply`` would refuse it.
     """
-    return apply_parsed(parse_as_git(text), files)
-
-
-def apply_parsed(patches: Sequence[FilePatch], files: Mapping[str, str]) -> Applied:
-    """:func:`apply_patch` for the patches of :func:`.diff.parse_as_git`."""
+    patches = parse_as_git(text)
     why = refusal(patches)
     if why is not None:
         raise RefusedPatch(why)
@@ -111,23 +107,49 @@ def _at_stated_lines(hunks: Sequence[Hunk], content: str) -> str | None:
 
     This is the usual case, and needs no list of the file's lines.
     """
+    places = StatedLines(content)
     parts: list[str] = []
-    position = lines_before = 0  # where the last hunk ends, and the number of the lines before that after the change
     for hunk in hunks:
         old = [line.text + "\n" for line in hunk.lines if line.tag != "+"]
         new = [line.text + "\n" for line in hunk.lines if line.tag != "-"]
-        text, header = "".join(old), hunk.header
-        if header is None or not old or any(line.no_newline for line in hunk.lines):
+        if hunk.header is None or any(line.no_newline for line in hunk.lines):
             return None
-        start = max(header.new_start - 1, 0)
-        at = _line_with(text, content, position, start - lines_before)
-        end = at + len(text)
-        is_last = hunk.lines[-1].tag != " "
-        if at < 0 or (header.old_start <= 1 and start) or (is_last and end != len(content)):
+        position, ends_in_change = places.position, hunk.lines[-1].tag != " "
+        at = places.place(hunk.header, "".join(old), len(new), ends_in_change=ends_in_change)
+        if at is None:
             return None
         parts += [content[position:at], *new]
-        position, lines_before = end, start + len(new)
-    return "".join([*parts, content[position:]])
+    return "".join([*parts, content[places.position :]])
+
+
+@dataclass(slots=True)
+class StatedLines:
+    """Places the hunks of a file, which follow one another, at the lines that their headers state.
+
+    Args:
+        position: the offset behind the last hunk.
+        lines: the number of lines before it, after the change.
+    """
+
+    content: str
+    position: int = 0
+    lines: int = 0
+
+    def place(self, header: HunkHeader, old: str, new_count: int, *, ends_in_change: bool) -> int | None:
+        """The offset of the next hunk; None if it has no old lines, or if git would not take it there.
+
+        Args:
+            old: its old lines.
+            new_count: the number of its new lines.
+            ends_in_change: it has no context behind its last change, so that git takes it only at the file's end.
+        """
+        start = max(header.new_start - 1, 0)
+        at = _line_with(old, self.content, self.position, start - self.lines) if old else -1
+        end = at + len(old)
+        if at < 0 or (header.old_start <= 1 and start) or (ends_in_change and end != len(self.content)):
+            return None
+        self.position, self.lines = end, start + new_count
+        return at
 
 
 def _line_with(text: str, content: str, position: int, count: int) -> int:

@@ -285,14 +285,6 @@ def parse_as_git(text: str) -> list[FilePatch]:
     return _GitReader(text.removesuffix("\n").split("\n")).read()
 
 
-def parse_usual(text: str) -> list[FilePatch] | None:
-    """As :func:`parse_as_git` for a diff that only changes files and whose headers are as git writes them, with or
-    without the line ``diff --git``; None for another one."""
-    reader = _GitReader(text.removesuffix("\n").split("\n"))
-    patches = reader.read()
-    return patches if reader.is_usual else None
-
-
 @dataclass(slots=True)
 class _Header:
     """The extended header of one ``diff --git``, with git's own flags."""
@@ -314,8 +306,6 @@ class _GitReader:
     at: int = 0
     strip: int | None = None
     patches: list[FilePatch] = field(default_factory=list)
-    is_usual: bool = True
-    """See :func:`parse_usual`."""
 
     def read(self) -> list[FilePatch]:
         while (patch := self._next_header()) is not None:
@@ -340,19 +330,9 @@ class _GitReader:
             else:
                 patch = None
             if patch is not None:
-                self.is_usual = self.is_usual and self._is_usual_header(patch.new_path, has_git_line=line[0] == "d")
                 return patch
-            self.is_usual = False
             self.at += 1
         return None
-
-    def _is_usual_header(self, path: str | None, *, has_git_line: bool) -> bool:
-        """Whether the lines before the present one are the header of a change of the file in ``path``."""
-        names = [f"--- a/{path}", f"+++ b/{path}"]
-        if not has_git_line:
-            return self.lines[self.at - 2 : self.at] == names
-        before = [line for line in self.lines[max(0, self.at - 4) : self.at] if not line.startswith("index ")]
-        return before[-3:] == [f"diff --git a/{path} b/{path}", *names]
 
     def _is_traditional(self) -> bool:
         following = self.lines[self.at + 1 : self.at + 3]

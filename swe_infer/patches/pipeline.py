@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from swe_infer.patches.apply import Applied, RefusedPatch, apply_parsed, apply_patch
-from swe_infer.patches.diff import PatchError, PathIndex, parse_usual, refusal
+from swe_infer.patches.apply import Applied, RefusedPatch, apply_patch
+from swe_infer.patches.diff import PatchError, PathIndex, refusal
 from swe_infer.patches.extract import Block, cut_off, find_blocks
 from swe_infer.patches.forms import DECODED, FAMILIES, Family, Reading, decoded_additions, without_path_comment
 from swe_infer.patches.locate import GUESSED_BY_NUMBER
@@ -15,6 +15,7 @@ from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import Replacement, find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates, last_versions, text_of
 from swe_infer.patches.undecodable import AsShown, may_have_marks, restored
+from swe_infer.patches.usual import fits
 from swe_infer.types import EditFormat, PatchResult, PatchStatus
 
 NOTHING_FOUND = "no diff and no search/replace block in the answer"
@@ -147,21 +148,11 @@ def _from_blocks(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResu
 
 
 def _usual(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResult | None:
-    """The result for one diff that is as git writes it and applies. It is parsed once; None: it must be read
-    leniently."""
+    """The result for one diff that is as git writes it and fits where it says; None: it must be read leniently."""
     if len(blocks) > 1 or not blocks[0].closed:
         return None
-    text, index = text_of(blocks), PathIndex(files)
-    try:
-        patches = parse_usual(text) or []
-        paths = [patch.new_path for patch in patches]
-        if not patches or any({index.clean(f"a/{path}"), index.clean(f"b/{path}")} != {path} for path in paths):
-            return None
-        applied = apply_parsed(patches, files)
-    except PatchError:
-        return None
-    is_clear = not applied.unknown_files and not applied.guessed
-    return PatchResult(text, "applies", format=blocks[0].container) if is_clear else None
+    text = text_of(blocks)
+    return PatchResult(text, "applies", format=blocks[0].container) if fits(text, files) else None
 
 
 def _check_candidate(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:

@@ -1,0 +1,50 @@
+"""Recognises the usual diff: as git writes it, of changed files only, whose hunks match at their line numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from swe_infer.patches.apply import StatedLines
+from swe_infer.patches.diff import parse_hunk_header, unsafe_path
+
+_HEADER = re.compile(
+    r"(?=(?:diff --git|---) a/(?P<path>[^\s\"'`*\\]+))(?:diff --git a/(?P=path) b/(?P=path)\n(?:index [^\n]*\n)?)?"
+    r"--- a/(?P=path)\n\+\+\+ b/(?P=path)\n"
+)
+"""A file's header, with or without git's own line, and with a path that needs neither quotes nor cleaning."""
+_HUNK = re.compile(r"(?P<header>@@ -[^\n]*)\n(?P<lines>(?:(?!--- )[-+ ][^\n]*\n|\n)++)")
+
+
+def fits(text: str, files: Mapping[str, str]) -> bool:
+    """Whether ``text`` is such a diff and applies to ``files``. False may also mean that it must be parsed."""
+    changed: set[str] = set()
+    position = 0
+    while position < len(text):
+        header = _HEADER.match(text, position)
+        if header is None:
+            return False
+        path, position = header["path"], header.end()
+        content = None if path in changed or unsafe_path(path) else files.get(path)
+        # With a file of the longer name, it is not clear which one is meant.
+        if content is None or f"a/{path}" in files or f"b/{path}" in files:
+            return False
+        changed.add(path)
+        places = StatedLines(content)
+        while hunk := _HUNK.match(text, position):
+            position = hunk.end()
+            if not _hunk_fits(hunk, places):
+                return False
+        if not places.position:
+            return False
+    return True
+
+
+def _hunk_fits(hunk: re.Match[str], places: StatedLines) -> bool:
+    header, lines = parse_hunk_header(hunk["header"]), hunk["lines"].removesuffix("\n").split("\n")
+    old = [line[1:] for line in lines if line[:1] != "+"]
+    new = [line[1:] for line in lines if line[:1] != "-"]
+    if header is None or (header.old_count, header.new_count) != (len(old), len(new)) or old == new:
+        return False
+    text = "\n".join([*old, ""])
+    return places.place(header, text, len(new), ends_in_change=lines[-1][:1] in ("+", "-")) is not None
