@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from typing import Any, get_args
 
+from swe_infer.instance_files import NumberedFiles
 from swe_infer.types import EditFormat, Prompt
 
 SYSTEM_COLUMN = "system"
@@ -24,6 +25,7 @@ _START, _END = "[start of ", "[end of "
 # Without a leading ^, which would make the search twenty times as slow; files_in_prompt checks the line's start.
 _MARKER = re.compile(r"\[(?P<kind>start|end) of (?P<path>[^\r\n]+)\]\r?$", re.MULTILINE)
 _NUMBER = re.compile(r"(\d{1,9})(?: |$)")
+_NO_NUMBER = re.compile(r"\n[^0-9]")
 _ELLIPSIS = "..."
 _USUAL_LINES = 10_000
 """Longer files are read more slowly."""
@@ -58,8 +60,9 @@ def edit_format_of(row: Mapping[str, Any]) -> EditFormat | None:
     return _EDIT_FORMATS.get(value) if isinstance(value, str) else None
 
 
-class PromptFiles(Mapping[str, str]):
-    """The files in a prompt. The prompt is parsed once, on first access.
+class PromptFiles(NumberedFiles):
+    """The files in a prompt. The prompt is parsed once, on first access; a file's line numbers are removed when it is
+    read.
 
     It is pickled as the prompt, which the other process parses.
     """
@@ -68,20 +71,20 @@ class PromptFiles(Mapping[str, str]):
         self._prompt = prompt
 
     @cached_property
-    def _files(self) -> dict[str, str]:
-        return files_in_prompt(self._prompt.text)
+    def _shown(self) -> dict[str, ShownFile]:
+        return shown_files(self._prompt.text)
 
     def __getitem__(self, path: str) -> str:
-        return self._files[path]
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._files
+        content = self._shown[path].content
+        if content is None:
+            raise KeyError(path)
+        return content
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return (path for path, file in self._shown.items() if file.content is not None)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return sum(1 for _ in self)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, PromptFiles) and self._prompt.text == other._prompt.text:
@@ -90,6 +93,9 @@ class PromptFiles(Mapping[str, str]):
 
     def __reduce__(self) -> tuple[type[PromptFiles], tuple[Prompt]]:
         return PromptFiles, (self._prompt,)
+
+    def numbered(self, path: str) -> str | None:
+        return self._shown[path].numbered if path in self._shown else None
 
 
 def prose_in_prompt(text: str) -> str:
@@ -108,6 +114,12 @@ def files_in_prompt(text: str) -> dict[str, str]:
     them. The first of several files with the same path wins. If a start line ends in ``\\r``, so do the lines of the
     prompt; the files' lines do not. Takes time linear in the length of the text.
     """
+    contents = ((path, file.content) for path, file in shown_files(text).items())
+    return {path: content for path, content in contents if content is not None}
+
+
+def shown_files(text: str) -> dict[str, ShownFile]:
+    """The files of :func:`files_in_prompt`, and excerpts."""
     ends: dict[str, deque[int]] = defaultdict(deque)
     starts: list[tuple[str, int]] = []
     for match in _MARKER.finditer(text):
@@ -117,10 +129,10 @@ def files_in_prompt(text: str) -> dict[str, str]:
             starts.append((match["path"], match.end() + 1))
         else:
             ends[match["path"]].append(match.start())
-    files: dict[str, str] = {}
+    files: dict[str, ShownFile] = {}
     position = 0
     for path, body_start in starts:
-        if body_start < position or path in files:
+        if body_start < position or (path in files and files[path].content is not None):
             continue
         later = ends[path]
         while later and later[0] <= body_start:
@@ -131,29 +143,44 @@ def files_in_prompt(text: str) -> dict[str, str]:
         body = text[body_start : position - 1]
         if text[body_start - 2] == "\r":
             body = body.replace("\r\n", "\n").removesuffix("\r")
-        content = _content(body)
-        if content is not None:
-            files[path] = content
+        files.pop(path, None)  # excerpts of the same file; order is that of whole files
+        files[path] = ShownFile(body)
     return files
 
 
-def _content(body: str) -> str | None:
-    """The content of a file, without line numbers; None if ``body`` contains only excerpts."""
-    lines = body.split("\n")
-    if len(lines) <= _USUAL_LINES:
-        content = "\n".join(map(str.removeprefix, lines, _prefixes()))
-        if len(body) - len(content) == _prefix_lengths()[len(lines) - 1]:  # each line had its number
-            return content
-    parts = [line.partition(" ") for line in lines]
-    if [number for number, _, _ in parts] == list(map(str, range(1, len(lines) + 1))):
-        return "\n".join([text for _, _, text in parts])
-    numbers = [int(match[1]) if (match := _NUMBER.match(line)) else None for line in lines]
-    numbered = [number for number in numbers if number is not None]
-    increasing = all(later > earlier for earlier, later in pairwise(numbered))
-    rest = [line for line, number in zip(lines, numbers, strict=True) if number is None]
-    if numbered and increasing and all(line.strip() in (_ELLIPSIS, "") for line in rest) and len(numbered) > 1:
-        return None
-    return body
+class ShownFile:
+    """A file as a prompt shows it."""
+
+    def __init__(self, body: str) -> None:
+        self.body = body
+
+    @property
+    def numbered(self) -> str | None:
+        """See :meth:`.instance_files.NumberedFiles.numbered`."""
+        body = self.body
+        last = body[body.rfind("\n") + 1 :].partition(" ")[0]
+        counted = body.startswith("1 ") and last == str(body.count("\n") + 1)
+        return body if counted and "\r" not in body and not _NO_NUMBER.search(body) else None
+
+    @cached_property
+    def content(self) -> str | None:
+        """The content, without line numbers; None if only excerpts are shown."""
+        body = self.body
+        lines = body.split("\n")
+        if len(lines) <= _USUAL_LINES:
+            content = "\n".join(map(str.removeprefix, lines, _prefixes()))
+            if len(body) - len(content) == _prefix_lengths()[len(lines) - 1]:  # each line had its number
+                return content
+        parts = [line.partition(" ") for line in lines]
+        if [number for number, _, _ in parts] == list(map(str, range(1, len(lines) + 1))):
+            return "\n".join([text for _, _, text in parts])
+        numbers = [int(match[1]) if (match := _NUMBER.match(line)) else None for line in lines]
+        numbered = [number for number in numbers if number is not None]
+        increasing = all(later > earlier for earlier, later in pairwise(numbered))
+        rest = [line for line, number in zip(lines, numbers, strict=True) if number is None]
+        if numbered and increasing and all(line.strip() in (_ELLIPSIS, "") for line in rest) and len(numbered) > 1:
+            return None
+        return body
 
 
 @cache

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swe_infer.prompt_format import PromptFiles, files_in_prompt, prompt_of, prose_in_prompt, split_prompt
+from swe_infer.prompt_format import (
+    PromptFiles,
+    files_in_prompt,
+    prompt_of,
+    prose_in_prompt,
+    shown_files,
+    split_prompt,
+)
 from swe_infer.types import Prompt
 from tests.support.steps import calls_of, lines_executed
 
@@ -78,6 +85,34 @@ def test_excerpts_are_ignored() -> None:
     assert files_in_prompt(text) == {"b.py": "x"}
 
 
+def test_a_whole_file_counts_where_excerpts_of_it_come_first() -> None:
+    excerpt, whole, other = (f"[start of {name}]\n{body}\n[end of {name}]\n" for name, body in _SHOWN)
+    assert list(files_in_prompt(excerpt + other + whole).items()) == [("b", "y"), ("a", "x\nz")]
+
+
+_SHOWN = (("a", "1 x\n...\n9 z"), ("a", "1 x\n2 z"), ("b", "1 y"))
+
+
+@pytest.mark.parametrize(
+    ("body", "is_numbered"),
+    [
+        ("1 x\n2 y\n3 ", True),
+        ("1 x\n2 \n3", True),
+        ("1 x", True),
+        ("x\ny", False),
+        ("2 x\n3 y", False),
+        ("1 x\n3 y", False),
+        ("1 x\n...\n3 y", False),
+        ("1 x\n\n3 y", False),
+        ("1 x\r\n2 y", False),
+    ],
+)
+def test_only_a_whole_file_with_numbers_is_at_hand_with_them(body: str, is_numbered: bool) -> None:
+    files = PromptFiles(split_prompt(f"Fix it.\n[start of a.py]\n{body}\n[end of a.py]\n"))
+    assert files.numbered("a.py") == (body if is_numbered else None)
+    assert files.numbered("b.py") is None
+
+
 def test_a_file_without_end_marker_is_ignored() -> None:
     assert files_in_prompt("[start of a.py]\n1 x\n[start of b.py]\n1 y\n[end of b.py]\n") == {"b.py": "y"}
 
@@ -122,13 +157,13 @@ def test_prompt_is_split_without_ever_raising(text: str, expected: Prompt) -> No
 def test_a_prompt_is_parsed_once_on_first_access_to_a_file() -> None:
     text = "Fix it.\n" + _prompt({"a.py": "x = 1\n", "b.py": "y\n"}) + "A patch, please."
     made: list[PromptFiles] = []
-    assert calls_of(files_in_prompt.__code__, lambda: made.append(PromptFiles(split_prompt(text)))) == 0
+    assert calls_of(shown_files.__code__, lambda: made.append(PromptFiles(split_prompt(text)))) == 0
     (files,) = made
-    assert calls_of(files_in_prompt.__code__, lambda: (files["a.py"], list(files), "c.py" in files, len(files))) == 1
+    assert calls_of(shown_files.__code__, lambda: (files["a.py"], list(files), "c.py" in files, len(files))) == 1
     copies: list[object] = []
     fresh = PromptFiles(split_prompt(text))
-    assert calls_of(files_in_prompt.__code__, lambda: copies.append(pickle.loads(pickle.dumps(fresh)))) == 0
-    assert calls_of(files_in_prompt.__code__, lambda: copies.index(fresh)) == 0, "they have the same prompt"
+    assert calls_of(shown_files.__code__, lambda: copies.append(pickle.loads(pickle.dumps(fresh)))) == 0
+    assert calls_of(shown_files.__code__, lambda: copies.index(fresh)) == 0, "they have the same prompt"
     assert copies == [files] == [{"a.py": "x = 1\n", "b.py": "y\n"}]
     assert prose_in_prompt(text).startswith("Fix it.\n")
     assert prose_in_prompt(text).endswith("\nA patch, please.")

@@ -18,7 +18,7 @@ from swe_infer.data.parquet import ParquetDataset
 from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import DataError
 from swe_infer.instance_files import files_of
-from swe_infer.prompt_format import files_in_prompt
+from swe_infer.prompt_format import shown_files
 from tests.support.steps import calls_of
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def test_without_a_column_of_files_the_prompt_is_parsed_when_a_file_is_asked_for
 ) -> None:
     text = "system\n[start of a.py]\n1 x\n[end of a.py]\n"
     opened = JsonlDataset(path=str(write_jsonl([{"instance_id": "a", "text": text}]))).open()
-    assert calls_of(files_in_prompt.__code__, lambda: opened[0]) == 0
+    assert calls_of(shown_files.__code__, lambda: opened[0]) == 0
     files = opened[0].files
     assert files == {"a.py": "x"}
     assert pickle.loads(pickle.dumps(files)) == {"a.py": "x"}

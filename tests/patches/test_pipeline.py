@@ -7,7 +7,8 @@ import pytest
 from swe_infer.patches.lenient import parse_leniently
 from swe_infer.patches.line_index import HunkNotFound, LineIndex
 from swe_infer.patches.pipeline import make_patch
-from swe_infer.types import PatchResult
+from swe_infer.prompt_format import PromptFiles, ShownFile
+from swe_infer.types import PatchResult, Prompt
 from tests.support.steps import calls_of, lines_executed
 
 FILES = {"pkg/mod.py": "a = 1\nb = 2\nc = 3\n"}
@@ -74,6 +75,26 @@ def test_diff_as_git_writes_it_is_parsed_once(header: str) -> None:
 def test_any_other_diff_is_read_leniently(diff: str, files: dict[str, str], status: str) -> None:
     result, count = _made(diff, files)
     assert (result.status, count > 0) == (status, True), result
+
+
+@pytest.mark.parametrize(
+    ("answer", "removals"),
+    [
+        (CHANGE, 0),
+        (CHANGE.replace("-1,3 +1,3", "-2,3 +2,3"), 1),
+        (CHANGE.replace(" c = 3\n", "").replace("1,3", "1,2"), 1),
+        (CHANGE.replace("-b = 2", "-b = 3"), 1),
+    ],
+)
+def test_the_line_numbers_of_a_prompt_stay_where_a_diff_fits_at_them(answer: str, removals: int) -> None:
+    shown = "\n".join(f"{number} {line}" for number, line in enumerate(FILES["pkg/mod.py"].split("\n"), 1))
+    prompt = Prompt(None, f"Fix it.\n[start of pkg/mod.py]\n{shown}\n[end of pkg/mod.py]\n")
+    made: list[PatchResult] = []
+    removal = ShownFile.__dict__["content"].func.__code__
+    assert (
+        calls_of(removal, lambda: made.append(make_patch(f"```diff\n{answer}```\n", PromptFiles(prompt)))) == removals
+    )
+    assert made == [make_patch(f"```diff\n{answer}```\n", FILES)]
 
 
 def test_file_outside_of_the_prompt_makes_the_patch_unchecked() -> None:

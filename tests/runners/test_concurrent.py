@@ -18,7 +18,7 @@ from swe_infer.data.sample import SampleDataset
 from swe_infer.feedback.apply_error import ApplyError
 from swe_infer.feedback.base import NoFeedback
 from swe_infer.interrupts import INTERRUPTED
-from swe_infer.prompt_format import files_in_prompt
+from swe_infer.prompt_format import shown_files
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.records import read_records, turn_of
 from swe_infer.run_directory.store import RunStore
@@ -160,7 +160,7 @@ def test_a_prompt_is_parsed_once_for_the_patches_and_drafts_of_all_its_samples(t
     with RunStore(tmp_path, runner.label) as store:
         info = RunInfo("sample", "sample", {}, tmp_path, store.resumed)
         run = Run(runner, select_instances(runner, dataset, DataShard()), store, NoTracker(), info)
-        assert calls_of(files_in_prompt.__code__, run.execute) == 3
+        assert calls_of(shown_files.__code__, run.execute) == 3
     records = list(read_records(tmp_path / "records.jsonl"))
     assert len(records) == 6
     assert all(record["patch_status"] in ("applies", "repaired", "does_not_apply") for record in records)
