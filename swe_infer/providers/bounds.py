@@ -14,6 +14,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from swe_infer.providers.untrusted_json import decoded_json
+
 _MIB = 1 << 20
 
 WHOLE_BYTES = 32 * _MIB
@@ -26,8 +28,8 @@ STREAM_BYTES = 128 * _MIB
 """Maximum bytes of a streamed answer. An event with one token has about 350 bytes; 128,000 of them 45 MB."""
 EVENT_BYTES = 32 * _MIB
 """Maximum bytes of one event of a stream; the last one may contain the whole answer."""
-EVENT_LINES = 1000
-"""Maximum lines of one event of a stream. Vendors send two or three."""
+EVENT_LINES = 200_000
+"""Maximum lines of one event of a stream. Vendors send two or three, but some servers send no blank lines."""
 MAX_VALUES = 2_000_000
 """Maximum brackets and commas in one body, event or line of JSON: an empty list of two bytes uses 64 in memory."""
 LINE_BYTES = 32 * _MIB
@@ -44,6 +46,7 @@ _LARGE_AT_ONCE = 4
 _MOST_MEMBERS = 16
 """How many members of a gzip body are read at once; compressors that write at intervals begin a new one each time."""
 _GZIP = zlib.MAX_WBITS | 16
+_GZIP_BEGINNING = b"\x1f"
 _PIECE_BYTES = 1 << 16
 """What follows a member is copied, so that the time for many small members is quadratic in this."""
 _PREFIX_BYTES = 4096
@@ -68,13 +71,15 @@ def bounded(transport: Any) -> Any:
     """An ``httpx2`` transport that sends through ``transport`` and limits the size of responses.
 
     A response is read whole, up to ``WHOLE_BYTES``, unless ``read_in_parts`` is called. Reading more raises
-    BodyTooLarge. The body of an error is truncated at ``ERROR_BYTES`` instead.
+    BodyTooLarge. The body of an error is truncated at ``ERROR_BYTES`` instead. If the connection breaks before the
+    stated end of a body, the body of an error is truncated there, and a complete JSON object is kept.
     """
     import httpx2
 
     from swe_infer.providers.http11 import Http11Transport
 
     large = asyncio.Semaphore(_LARGE_AT_ONCE)
+    broken = (httpx2.RemoteProtocolError, httpx2.ReadError)
 
     class Response(httpx2.Response):
         _bound = WHOLE_BYTES
@@ -97,6 +102,23 @@ def bounded(transport: Any) -> Any:
         @property
         def charset_encoding(self) -> None:
             """None, which means UTF-8: a server could name a codec that does not decode to text."""
+
+        async def aread(self) -> bytes:
+            if self.is_stream_consumed:
+                return await super().aread()
+            parts: list[bytes] = []
+            try:
+                async for part in self.aiter_bytes():
+                    parts.append(part)
+            except broken:
+                if self.is_success and not is_whole_object(b"".join(parts)):
+                    raise
+                await self.aclose()
+            except BodyTooLarge:
+                parts.clear()  # the error refers to this frame
+                raise
+            self._content = b"".join(parts)
+            return self._content
 
         async def aiter_raw(self, chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
             # Bytes that the decoder drops, such as those after the end of a compressed body, count only here.
@@ -133,7 +155,7 @@ def bounded(transport: Any) -> Any:
                     large.release()
 
         async def _plain_parts(self, chunk_size: int | None) -> AsyncGenerator[bytes, None]:
-            if self.is_stream_consumed or self.headers.get("content-encoding", "").strip().lower() != "gzip":
+            if self.is_stream_consumed or _encoding(self.headers.get("content-encoding", "")) != "gzip":
                 async with aclosing(super().aiter_bytes(chunk_size)) as parts:
                     async for part in parts:
                         yield part
@@ -150,13 +172,21 @@ def bounded(transport: Any) -> Any:
             return self._bound if self.is_success else min(self._bound, ERROR_BYTES)
 
     class Continued(httpx2.AsyncByteStream):
-        """A body whose first bytes were read."""
+        """A body whose first bytes were read, before ``error`` if there was one."""
 
-        def __init__(self, beginning: bytes, rest: AsyncIterator[bytes], body: httpx2.AsyncByteStream) -> None:
-            self._beginning, self._rest, self._body = beginning, rest, body
+        def __init__(
+            self,
+            beginning: bytes,
+            rest: AsyncIterator[bytes],
+            body: httpx2.AsyncByteStream,
+            error: Exception | None,
+        ) -> None:
+            self._beginning, self._rest, self._body, self._error = beginning, rest, body, error
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             yield self._beginning
+            if self._error is not None:
+                raise self._error
             async for part in self._rest:
                 yield part
 
@@ -191,24 +221,35 @@ def bounded(transport: Any) -> Any:
                 return await whole(await self._limited(await transport.handle_async_request(request)))
             status, raw, body = await transport.exchange(b"POST", url, headers, stream, timeouts)
             parts = aiter(body)
+            found: list[bytes] = []
+            error: Exception | None = None
             try:
-                beginning, is_whole = await _beginning(parts, _LARGE_BYTES)
+                is_whole = await _read_beginning(parts, found, _LARGE_BYTES)
+            except broken as broke:
+                is_whole, error = False, broke
             except BaseException:
                 await body.aclose()
                 raise
+            beginning = b"".join(found)
             fields = _fields(raw)
             if is_whole and status == 200 and "event-stream" not in fields.get("content-type", ""):
                 await body.aclose()
                 plain = _decompressed(beginning, fields.get("content-encoding", ""))
                 if plain is not None:
                     return Received(fields, plain)
-            given = httpx2.Response(status, headers=raw, stream=Continued(beginning, parts, body))
+            given = httpx2.Response(status, headers=raw, stream=Continued(beginning, parts, body, error))
             return await whole(await self._limited(given))
 
         async def _limited(self, given: httpx2.Response) -> httpx2.Response:
-            if "," not in given.headers.get("content-encoding", ""):
+            encoding = _encoding(given.headers.get("content-encoding", ""))
+            if "," not in encoding:
+                headers = httpx2.Headers(given.headers)
+                if encoding:
+                    headers["content-encoding"] = encoding
+                else:
+                    headers.pop("content-encoding", None)
                 response = Response(
-                    given.status_code, headers=given.headers, stream=given.stream, extensions=given.extensions
+                    given.status_code, headers=headers, stream=given.stream, extensions=given.extensions
                 )
                 if "event-stream" in given.headers.get("content-type", ""):  # even if no stream was requested
                     response.read_whole_events()
@@ -217,8 +258,8 @@ def bounded(transport: Any) -> Any:
             await given.aclose()
             if given.is_success:
                 raise BodyTooLarge("it is compressed more than once")
-            headers = [(name, value) for name, value in given.headers.items() if name not in _OF_BODIES]
-            return httpx2.Response(given.status_code, headers=headers, content=b"")
+            kept = [(name, value) for name, value in given.headers.items() if name not in _OF_BODIES]
+            return httpx2.Response(given.status_code, headers=kept, content=b"")
 
         async def aclose(self) -> None:
             await transport.aclose()
@@ -235,21 +276,29 @@ def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return fields
 
 
-async def _beginning(parts: AsyncIterator[bytes], most: int) -> tuple[bytes, bool]:
-    """At most ``most`` bytes of a body and the part that follows, and whether that is all of it."""
-    found: list[bytes] = []
+async def _read_beginning(parts: AsyncIterator[bytes], found: list[bytes], most: int) -> bool:
+    """Adds at most ``most`` bytes of a body and the part that follows to ``found``. Returns whether that is all."""
     total = 0
     async for part in parts:
         found.append(part)
         total += len(part)
         if total > most:
-            break
-    return b"".join(found), total <= most
+            return False
+    return True
 
 
-def _decompressed(body: bytes, encoding: str) -> bytes | None:
+def _encoding(stated: str) -> str:
+    """The compressions in a ``Content-Encoding`` (RFC 9110, section 8.4.1), without those that change nothing."""
+    if not stated:
+        return ""
+    names = (name.strip().lower().removeprefix("x-") for name in stated.split(","))
+    return ",".join(name for name in names if name not in ("", "identity"))
+
+
+def _decompressed(body: bytes, stated: str) -> bytes | None:
     """The decompressed body; None for encodings other than gzip, long bodies and damaged ones."""
-    if encoding in ("", "identity"):
+    encoding = _encoding(stated)
+    if not encoding or (encoding == "gzip" and not body.startswith(_GZIP_BEGINNING)):
         return body
     if encoding != "gzip":
         return None
@@ -269,13 +318,20 @@ def _decompressed(body: bytes, encoding: str) -> bytes | None:
 
 
 async def _gunzipped(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The content of a gzip body with any number of members. What follows the last one is dropped.
+    """The content of a gzip body with any number of members. What follows the last one is dropped. Some proxies
+    decompress a body and leave the header, so one that is not gzip is passed on as it is.
 
     Raises:
         zlib.error: a member is damaged.
     """
     decoder, is_first, has_content = zlib.decompressobj(_GZIP), True, False
+    is_plain: bool | None = None
     async for part in parts:
+        if is_plain is None and part:
+            is_plain = not part.startswith(_GZIP_BEGINNING)
+        if is_plain:
+            yield part
+            continue
         for start in range(0, len(part), _PIECE_BYTES):
             piece = part[start : start + _PIECE_BYTES]
             while piece:
@@ -301,6 +357,15 @@ def check_values(raw: bytes | str) -> None:
     """
     if _values(raw) > MAX_VALUES:
         raise BodyTooLarge(f"it has more than {MAX_VALUES:,} values")
+
+
+def is_whole_object(body: bytes) -> bool:
+    """Whether a body is one JSON object, to its end. Raises BodyTooLarge."""
+    check_values(body)
+    try:
+        return isinstance(decoded_json(body), dict)
+    except ValueError:
+        return False
 
 
 def _values(raw: bytes | str) -> int:
@@ -341,7 +406,7 @@ def _hold(held: bytearray, piece: bytes, length: int, longest: int) -> int:
 
 
 class _Events:
-    """Limits the size of each event of a stream. The SDKs' readers are quadratic in the lines of an event."""
+    """Limits the size of each event of a stream. Each line takes memory."""
 
     def __init__(self) -> None:
         self._bytes = self._lines = self._values = 0
@@ -365,7 +430,7 @@ class _Events:
             if self._bytes > EVENT_BYTES:
                 raise BodyTooLarge(f"an event of the stream is longer than {_shown(EVENT_BYTES)}")
             if self._lines > EVENT_LINES:
-                raise BodyTooLarge(f"an event of the stream has more than {EVENT_LINES} lines")
+                raise BodyTooLarge(f"an event of the stream has more than {EVENT_LINES:,} lines")
 
 
 def _describe(limit: int) -> str:

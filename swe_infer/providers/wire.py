@@ -40,6 +40,7 @@ from swe_infer.providers.bounds import (
     Received,
     bounded,
     check_values,
+    is_whole_object,
     lines,
 )
 from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
@@ -661,8 +662,14 @@ class WireProvider(Provider):
             async with aclosing(response.aiter_bytes()) as parts:
                 beginning = await beginning_of(parts)
                 if not is_event_stream(beginning, content_type):
-                    content = b"".join([beginning, *[part async for part in parts]])
-                    return self._decode(content, response.headers, where), response.headers
+                    content = bytearray(beginning)
+                    try:
+                        async for part in parts:
+                            content += part
+                    except self._transport_errors:
+                        if not is_whole_object(bytes(content)):
+                            raise
+                    return self._decode(bytes(content), response.headers, where), response.headers
                 events = self._events(beginning, parts, where)
                 joined = await self._join(events, where, response.headers, marks)
                 # The answer is complete. The rest is read so that the connection can be used again.
