@@ -28,7 +28,15 @@ from swe_infer.providers.usage import (
     states_lifetimes,
     token_count,
 )
-from swe_infer.providers.wire import StreamChoice, Unreadable, named, price_terms_of, size_of, streams_output
+from swe_infer.providers.wire import (
+    CutShort,
+    StreamChoice,
+    Unreadable,
+    named,
+    price_terms_of,
+    size_of,
+    streams_output,
+)
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
 
 _TIER_FIELDS = {
@@ -180,9 +188,11 @@ class AnthropicMessages(AnthropicBatches):
 
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
         content = body.get("content")
+        if isinstance(content, str):  # as in anthropic.types.MessageParam
+            content = [{"type": "text", "text": content}]
         if not isinstance(content, list):
             raise Unreadable("without content")
-        blocks = [block for block in content if isinstance(block, dict) and block.get("type") == "text"]
+        blocks = [block for block in content if isinstance(block, dict) and block.get("type") in ("text", None)]
         text = "".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
         if body.get("stop_reason") is None and not text:
             raise Unreadable("without a stop reason")
@@ -213,30 +223,40 @@ class AnthropicMessages(AnthropicBatches):
         return streams_output(self.stream, body["max_tokens"])
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
-        whole: dict[str, Any] | None = None
-        is_done = is_counted = False
+        whole: dict[str, Any] = {}
+        is_done = is_counted = has_begun = False
+        stated_early: Any = None
+        """The stop reason in the first event, where gateways repeat the last one."""
         parts: list[str] = []
         thoughts: list[str] = []
         calls: dict[Any, dict[str, Any]] = {}
         inputs: dict[Any, Any] = {}  # in the beginning of the calls' blocks, where gateways state them whole
 
         def end() -> tuple[int, float] | None:
-            if whole is None or not whole.get("stop_reason"):
+            if is_done:
+                return 0, GRACE_S
+            if not whole.get("stop_reason"):
                 return None
             size = len(parts) + len(thoughts) + len(calls)
             return size, GRACE_S if size else DOUBTFUL_GRACE_S
 
         async for event in until_complete(events, end):
             match event:
+                case {"type": "message", "content": list() | str()}:  # a whole answer in one event
+                    return dict(event)
                 case {"type": "message_start", "message": dict(message)}:
-                    whole = dict(message)
+                    if has_begun and message.get("id") != whole.get("id"):  # a gateway asks another server
+                        for found in (parts, thoughts, calls, inputs):
+                            found.clear()
+                    whole, has_begun = {**message, "stop_reason": None}, True
+                    stated_early = message.get("stop_reason")
                 case {"type": "content_block_start", "content_block": {"type": "text", "text": str(text)}}:
                     if text:  # gateways begin an answer there, and the SDK reads it
                         marks.setdefault("first", time.monotonic())
                         parts.append(text)
                 case {"type": "content_block_start", "content_block": {"type": "thinking", "thinking": str(text)}}:
                     thoughts.append(text)
-                case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": str(text)}}:
+                case {"type": "content_block_delta", "delta": {"text": str(text)}}:
                     marks.setdefault("first", time.monotonic())
                     parts.append(text)
                 case {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": str(text)}}:
@@ -254,18 +274,20 @@ class AnthropicMessages(AnthropicBatches):
                     "delta": {"type": "input_json_delta", "partial_json": str(text)},
                 } if index in calls:
                     calls[index]["input"] += text
-                case {"type": "message_delta", "delta": dict(delta)} if whole is not None:
+                case {"type": "message_delta", "delta": dict(delta)}:
                     whole |= {key: value for key, value in delta.items() if value is not None}
                     stated = event.get("usage")
                     is_counted |= isinstance(stated, dict) and bool(stated.get("output_tokens"))
                     whole["usage"] = later_usage(whole.get("usage"), stated)
-                case {"type": "message_stop"}:
+                case "[DONE]" | {"type": "message_stop"}:
                     is_done = True
-                    break
-                case {"type": "message_start" | "content_block_delta", **rest} if not _is_known(rest):
+                    whole["stop_reason"] = whole.get("stop_reason") or stated_early
+                    if whole["stop_reason"]:
+                        break
+                case {"type": "content_block_delta", "delta": delta} if not _is_ignored(delta):
                     raise Unreadable("a stream with an unknown event")
-        if whole is None or (whole.get("stop_reason") is None and not (is_done and parts)):
-            raise Unreadable("a stream that ends before its answer")
+        if whole.get("stop_reason") is None and not (is_done and parts):
+            raise CutShort if has_begun or parts else Unreadable("a stream without an answer")
         if not is_counted and isinstance(usage := whole.get("usage"), dict):
             # The first event counts the output up to there, such as one token.
             whole["usage"] = {key: count for key, count in usage.items() if key != "output_tokens"}
@@ -283,10 +305,12 @@ def _unspoken(content: list[Any]) -> Unspoken:
     )
 
 
-def _is_known(event: Mapping[Any, Any]) -> bool:
-    """Whether the delta of an event is ignored, such as one of thinking."""
-    delta = event.get("delta")
-    return isinstance(delta, dict) and isinstance(delta.get("type"), str) and delta["type"] != "text_delta"
+def _is_ignored(delta: Any) -> bool:
+    """Whether a delta has no text, such as an empty one or one of a signature."""
+    if not isinstance(delta, dict):
+        return delta is None
+    is_other = isinstance(delta.get("type"), str) and delta["type"] != "text_delta"
+    return is_other or delta.get("text") is None
 
 
 def _usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:

@@ -5,6 +5,7 @@ Format: https://docs.anthropic.com/en/api/complete.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from swe_infer.providers.anthropic import AnthropicProvider
 from swe_infer.providers.base import Answer
 from swe_infer.providers.finish_reasons import finish_reason_of
 from swe_infer.providers.usage import estimated_tokens
-from swe_infer.providers.wire import Unreadable, named
+from swe_infer.providers.wire import CutShort, Unreadable, named
 from swe_infer.types import ApiModel, Prompt, Request, Usage
 
 _HUMAN = "\n\nHuman:"
@@ -63,6 +64,16 @@ class AnthropicText(AnthropicProvider):
         if decoding.stop:
             body["stop_sequences"] = [_HUMAN, *decoding.stop]
         return {**body, **model.extra_body}
+
+    async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
+        """None are requested, but some server may send them."""
+        parts: list[str] = []
+        async for event in events:
+            if isinstance(event, dict) and isinstance(part := event.get("completion"), str):
+                parts.append(part)
+                if event.get("stop_reason"):
+                    return {**event, "completion": "".join(parts)}
+        raise CutShort if parts else Unreadable("a stream without an answer")
 
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
         text = body.get("completion")

@@ -13,6 +13,8 @@ from typing import Any
 
 DONE = "[DONE]"
 """The data of the event that ends a stream of OpenAI's chat format."""
+CLOSED = "[CLOSED]"
+"""In place of an event: the server has closed the stream properly."""
 
 _BOM = b"\xef\xbb\xbf"
 _FIELD = re.compile(rb"(data|event|id|retry)?:")
@@ -30,10 +32,11 @@ def is_event_stream(beginning: bytes, content_type: str) -> bool:
 
 
 async def beginning_of(parts: AsyncIterator[bytes]) -> bytes:
-    """The first parts of a body, as many as :func:`is_event_stream` needs; all of it if it is shorter."""
+    """The first parts of a body without leading blanks, as many as :func:`is_event_stream` needs; all of it if it is
+    shorter."""
     read = b""
     async for part in parts:
-        read += part
+        read = (read + part).lstrip(_BLANK)
         shown = read.removeprefix(_BOM).lstrip(_BLANK)
         if len(shown) >= _SNIFFED_BYTES or shown[:1] in (b"{", b"[", b":"):
             break
@@ -75,25 +78,31 @@ async def until_complete(
 
 async def server_sent_events(beginning: bytes, parts: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:
     """Yields (type, data) of each event with data; the type is empty if the event has none. Bytes that are not UTF-8
-    become replacement characters.
+    become replacement characters. Some servers leave out the blank lines between JSON objects.
 
     Args:
         beginning: bytes before ``parts``.
     """
     kind, data = "", list[str]()
+    kind_after_data: str | None = None
     async for line in _lines(beginning, parts):
+        field, _, value = line.partition(b":")
         if not line:
             if data:
+                yield kind_after_data or kind, "\n".join(data)
+            kind, kind_after_data, data = "", None, []
+        elif field == b"data":
+            text = _text(value)
+            if data and data[-1].endswith("}") and text.startswith(("{", DONE)):  # no JSON has both lines
                 yield kind, "\n".join(data)
-            kind, data = "", []
-            continue
-        field, _, value = line.partition(b":")
-        if field == b"data":
-            data.append(_text(value))
+                kind, kind_after_data, data = kind_after_data or "", None, []
+            data.append(text)
+        elif field == b"event" and data:
+            kind_after_data = _text(value)
         elif field == b"event":
             kind = _text(value)
     if data:  # without the blank line at its end
-        yield kind, "\n".join(data)
+        yield kind_after_data or kind, "\n".join(data)
 
 
 def _text(value: bytes) -> str:

@@ -39,7 +39,7 @@ from swe_infer.providers.usage import (
     states_lifetimes,
     token_count,
 )
-from swe_infer.providers.wire import StreamChoice, Unreadable, named, size_of, streams_output
+from swe_infer.providers.wire import CutShort, StreamChoice, Unreadable, named, size_of, streams_output
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, sample_seed
 
 LimitKey = Literal["max_tokens", "max_completion_tokens"]
@@ -281,6 +281,8 @@ class OpenAIChat(OpenAIProvider):
         is_done = False
 
         def end() -> tuple[int, float] | None:
+            if is_done:
+                return 0, GRACE_S
             if not choices or not all(choice.finish for choice in choices.values()):
                 return None
             is_certain = all(choice.ended_after_its_parts for choice in choices.values())
@@ -290,7 +292,8 @@ class OpenAIChat(OpenAIProvider):
         async for event in until_complete(events, end):
             if event == DONE:
                 is_done = True
-                break
+                if any(choice.finish for choice in choices.values()):
+                    break
             if not isinstance(event, dict):
                 continue
             whole |= {key: v for key, v in event.items() if key not in ("choices", "usage") and v not in (None, {})}
@@ -299,12 +302,12 @@ class OpenAIChat(OpenAIProvider):
                     whole["usage"] = later_usage(whole.get("usage"), holder.get("usage"))
             for choice in _dicts(event.get("choices")):
                 index = choice.get("index")
-                joined = choices.setdefault(index if type(index) is int else 0, _JoinedChoice())
+                joined = choices.setdefault(index if type(index) is int and index > 0 else 0, _JoinedChoice())
                 if joined.add(choice):
                     marks.setdefault("first", time.monotonic())
-        if not any(choice.finish for choice in choices.values()) and not (is_done and choices):
-            raise Unreadable("a stream that ends before its answer")
-        complete = [choices[index] for index in sorted(choices) if is_done or choices[index].finish]
+        complete = [choices[i] for i in sorted(choices) if choices[i].finish or (is_done and choices[i].size)]
+        if not complete:
+            raise CutShort if choices else Unreadable("a stream without an answer")
         return {**whole, "choices": [choice.body() for choice in complete]}
 
     def _choice(self, choice: Any, body: Mapping[str, Any]) -> tuple[str, FinishReason, dict[str, Any]]:
@@ -319,7 +322,7 @@ class OpenAIChat(OpenAIProvider):
             raise failed_answer(choice.get("error"), reason, where=where, secret=self._key())
         if not _is_choice(choice):
             raise Unreadable("without a message")
-        message, raw = choice.get("message") or {}, named(choice.get("finish_reason"))
+        message, raw = _message_of(choice) or {}, named(choice.get("finish_reason"))
         refusal = message.get("refusal")
         finish: FinishReason = finish_reason_of(raw)
         if isinstance(refusal, str) and refusal:
@@ -361,14 +364,13 @@ class _JoinedChoice:
     def _add_parts(self, choice: Mapping[str, Any]) -> bool:
         self.finish = choice.get("finish_reason") or self.finish
         self.error = choice.get("error") or self.error
-        delta, message = choice.get("delta"), choice.get("message")
+        delta = choice.get("delta")
         if isinstance(delta, dict) and delta:
             return self._add_delta(delta)
-        if isinstance(message, dict):  # a whole answer in one event replaces the parts before it
+        if isinstance(choice.get("message"), dict):  # a whole answer in one event replaces the parts before it
             self.parts = {key: [] for key in _TEXTS}
             self.details, self.calls = [], {}
-            return self._add_delta(message)
-        return False
+        return self._add_delta(_message_of(choice) or {})
 
     def _add_delta(self, delta: Mapping[str, Any]) -> bool:
         self.size += any(delta.get(key) for key in _PARTS)
@@ -495,9 +497,18 @@ def _is_choice(choice: Any) -> bool:
     """Whether it has a message, or is Gemini's for a prompt that its filter refused, which has none."""
     if not isinstance(choice, dict):
         return False
-    message = choice.get("message")
-    filtered = message is None and finish_reason_of(named(choice.get("finish_reason"))) == "content_filter"
-    return filtered or isinstance(message, dict)
+    filtered = finish_reason_of(named(choice.get("finish_reason"))) == "content_filter"
+    return _message_of(choice) is not None or (filtered and choice.get("message") is None)
+
+
+def _message_of(choice: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The message of a choice, or of one in another form: the last event of a stream, or a text completion."""
+    message, delta, text = (choice.get(key) for key in ("message", "delta", "text"))
+    if isinstance(message, dict):
+        return message
+    if isinstance(delta, dict) and delta and choice.get("finish_reason"):
+        return delta
+    return {"content": text} if isinstance(text, str) else None
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
@@ -576,6 +587,8 @@ def _system(prompt: Prompt) -> list[dict[str, Any]]:
 
 def _text(content: Any) -> str:
     """A message's text; some compatible servers send it in parts."""
+    if isinstance(content, dict):
+        content = [content]
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return "".join(part for part in parts if isinstance(part, str))

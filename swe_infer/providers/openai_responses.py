@@ -13,13 +13,14 @@ from swe_infer.options import Option
 from swe_infer.providers.base import ONLY_ITEM, Answer, BatchProvider, BatchStatus, FoundBatch, InputCount
 from swe_infer.providers.faults import classify, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
+from swe_infer.providers.framing import CLOSED, DONE, GRACE_S, until_complete
 from swe_infer.providers.image_parts import responses_messages
 from swe_infer.providers.knobs import RESPONSES, Dialect
 from swe_infer.providers.openai import COUNT_PATH, OpenAIProvider
 from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_bill, openai_usage, unshared_cache_fields
 from swe_infer.providers.unspoken import Unspoken, strings_of
-from swe_infer.providers.wire import StreamChoice, Unreadable, named, size_of, streams_output
+from swe_infer.providers.wire import CutShort, StreamChoice, Unreadable, named, size_of, streams_output
 from swe_infer.types import ApiModel, Decoding, FinishReason, Request
 
 _COUNTED = (
@@ -181,30 +182,52 @@ class OpenAIResponses(OpenAIProvider):
         items: list[Any] = []
         deltas: dict[str, list[str]] = {kind: [] for kind in _SPOKEN}
         wholes: dict[str, list[str]] = {kind: [] for kind in _SPOKEN}
-        async for event in events:
-            kind = str(event.get("type")).removeprefix("response.") if isinstance(event, dict) else ""
+        whole: dict[str, Any] = {}
+        is_done = has_begun = is_item_complete = False
+
+        def end() -> tuple[int, float] | None:
+            return (0, GRACE_S) if is_done else None
+
+        async for event in until_complete(events, end):
+            # OpenRouter may close a stream after its last item.
+            is_done |= event == DONE or (event == CLOSED and is_item_complete)
+            if not isinstance(event, dict):
+                continue
+            if event.get("object") == "response" and event.get("output"):  # a whole answer in one event
+                return event
+            kind = str(event.get("type")).removeprefix("response.")
             part, _, step = kind.partition(".")
+            has_begun |= kind != event.get("type")
+            if isinstance(event.get("response"), dict):
+                whole = event["response"]
+            is_item_complete &= kind != "output_item.added"
             if part in _SPOKEN and step == "delta":
                 marks.setdefault("first", time.monotonic())
                 deltas[part] += strings_of(event.get("delta"))
             elif part in _SPOKEN and step == "done":
                 wholes[part] += strings_of(event.get(_SPOKEN[part]))
             elif kind == "output_item.done":
-                items.append(event.get("item"))
-            elif kind in _LAST_EVENTS and isinstance(whole := event.get("response"), dict):
-                # Some servers send the items, or their content, in their own events alone.
-                output = whole.get("output") or items
-                content = [
-                    {"type": part, key: "".join(deltas[part]) or "".join(wholes[part])}
-                    for part, key in _SPOKEN.items()
-                    if deltas[part] or wholes[part]
-                ]
-                if content and isinstance(output, list):
-                    texts, unspoken = _parts(output)
-                    if not texts and not unspoken.refusals:
-                        output = [*output, {"type": "message", "content": content}]
-                return {**whole, "output": output}
-        raise Unreadable("a stream that ends before its answer")
+                items.append(item := event.get("item"))
+                is_item_complete = isinstance(item, dict) and item.get("status") == "completed"
+            elif kind in _LAST_EVENTS:
+                whole = whole if whole.get("status") in _LAST_EVENTS else {**whole, "status": kind}
+                break
+        else:
+            if not is_done or not items:
+                raise CutShort if has_begun else Unreadable("a stream without an answer")
+            whole = {**whole, "status": None}  # some servers leave out the last event
+        # Some servers send the items, or their content, in their own events alone.
+        output = whole.get("output") or items
+        content = [
+            {"type": part, key: "".join(deltas[part]) or "".join(wholes[part])}
+            for part, key in _SPOKEN.items()
+            if deltas[part] or wholes[part]
+        ]
+        if content and isinstance(output, list):
+            texts, unspoken = _parts(output)
+            if not texts and not unspoken.refusals:
+                output = [*output, {"type": "message", "content": content}]
+        return {**whole, "output": output}
 
 
 _RUNNING = ("queued", "in_progress")
@@ -267,7 +290,7 @@ def _parts(output: list[Any]) -> tuple[list[str], Unspoken]:
     unspoken = Unspoken()
     for item in output:
         kind = item.get("type") if isinstance(item, dict) else None
-        if kind == "message":
+        if kind == "message" or (kind is None and isinstance(item, dict) and "role" in item):
             content = item.get("content")
             parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
             text = content if isinstance(content, str) else "".join(strings_of(parts, "text"))

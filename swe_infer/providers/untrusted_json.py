@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
 LONGEST_NUMBER = 40
@@ -11,11 +12,12 @@ LONGEST_NUMBER = 40
 _DEEPEST = 64
 """Levels that are kept of a body that is nested too deeply."""
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
+_BETWEEN = re.compile(r"[\s\0\ufeff]*(?:data:\s*)?")
 
 
 def decoded_json(raw: bytes | str) -> Any:
     """Decodes JSON text. Integers with too many digits become floats, values that are nested too deeply null, and
-    bytes that are not UTF-8 replacement characters.
+    bytes that are not UTF-8 replacement characters. Strings may have control characters.
 
     Raises:
         ValueError: it is not JSON.
@@ -37,11 +39,26 @@ def _decoded(raw: bytes) -> str:
         return raw.decode("utf-8", "replace")
 
 
+def leading_objects(raw: bytes) -> list[dict[str, Any]]:
+    """The JSON objects that follow each other at the beginning of a text, as in ``{…} {…} more``. Between them are
+    only blanks, NULs and the field name of server-sent events."""
+    text = raw.decode("utf-8", "replace")
+    found: list[dict[str, Any]] = []
+    end = 0
+    with suppress(ValueError, RecursionError):
+        while match := _BETWEEN.match(text, end):
+            value, end = _DECODER.raw_decode(text, match.end())
+            if not isinstance(value, dict):
+                break
+            found.append(value)
+    return found
+
+
 def _parsed_int(digits: str) -> int | float:
     return int(digits) if len(digits) <= LONGEST_NUMBER else float(digits)
 
 
-_DECODER = json.JSONDecoder(parse_int=_parsed_int)
+_DECODER = json.JSONDecoder(parse_int=_parsed_int, strict=False)
 
 
 def _without_deep_values(text: str) -> str:

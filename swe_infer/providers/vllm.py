@@ -25,7 +25,7 @@ from swe_infer.providers.base import Answer
 from swe_infer.providers.faults import one_line
 from swe_infer.providers.openai_chat import LimitKey, OpenAIChat
 from swe_infer.providers.server_process import ServerProcess
-from swe_infer.providers.wire import StreamChoice, Unreadable
+from swe_infer.providers.wire import StreamChoice
 from swe_infer.resources import resolve_path
 from swe_infer.types import ApiModel, AttentionChoice, Decoding, LlamaModel, PathText, Pricing, Request
 
@@ -261,9 +261,6 @@ class VLLM(OpenAIChat):
             body["prompt"] = request.prompt.text
         return body
 
-    def read(self, body: dict[str, Any], request: Request | None) -> Answer:
-        return super().read(_as_chat(body) if self._raw else body, request)
-
     def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
         return 1 if self._raw else super().max_samples(model, decoding)  # vLLM caches the prompt for the next request
 
@@ -285,14 +282,6 @@ def _check_llama(model: LlamaModel) -> None:
         raise ConfigError("model.template_date: vLLM's templates read the clock; set null")
     if model.attention != AttentionChoice():
         raise ConfigError("model.attention: vLLM chooses the backend; leave model/attention=auto")
-
-
-def _as_chat(body: dict[str, Any]) -> dict[str, Any]:
-    """A text completion's body as that of a chat completion."""
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise Unreadable("without a choice")
-    return {**body, "choices": [{**choice, "message": {"content": choice.get("text")}} for choice in choices]}
 
 
 def _environment() -> Mapping[str, str]:

@@ -57,11 +57,11 @@ from swe_infer.providers.environment import (
     tls_context,
 )
 from swe_infer.providers.faults import PromptFiltered, classify, one_line, states_error, words_of
-from swe_infer.providers.framing import DONE, beginning_of, is_event_stream, server_sent_events
+from swe_infer.providers.framing import CLOSED, DONE, beginning_of, is_event_stream, server_sent_events
 from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged, with_sampling
 from swe_infer.providers.transport import http_transport
-from swe_infer.providers.untrusted_json import decoded_json
+from swe_infer.providers.untrusted_json import decoded_json, leading_objects
 from swe_infer.providers.usage import checked_usage, stated_dollars
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
@@ -109,6 +109,20 @@ def streams_output(stream: Literal["auto", "always", "never"] | bool, max_tokens
 
 class Unreadable(Exception):
     """An answer with status 200 that is not in the vendor's format. The message says why."""
+
+
+class CutShort(Unreadable):
+    """A stream that ends within an answer."""
+
+    def __init__(self) -> None:
+        super().__init__("a stream that ends before its answer")
+
+
+class _Several(Exception):
+    """A body that consists of several JSON objects."""
+
+    def __init__(self, objects: list[dict[str, Any]]) -> None:
+        self.objects = objects
 
 
 def _custom_id(line: bytes, key: str) -> str | None:
@@ -447,7 +461,7 @@ class WireProvider(Provider):
             if is_event_stream(response.content, response.headers.get("content-type", "")):
                 events = self._events(response.content, _parts_of(), where)
                 return await self._join(events, where, response.headers, {}, streamed=False), response.headers
-        return self._decode(response.content, response.headers, where), response.headers
+        return await self._whole(response.content, response.headers, where), response.headers
 
     async def _call(
         self,
@@ -669,7 +683,7 @@ class WireProvider(Provider):
                     except self._transport_errors:
                         if not is_whole_object(bytes(content)):
                             raise
-                    return self._decode(bytes(content), response.headers, where), response.headers
+                    return await self._whole(bytes(content), response.headers, where), response.headers
                 events = self._events(beginning, parts, where)
                 joined = await self._join(events, where, response.headers, marks)
                 # The answer is complete. The rest is read so that the connection can be used again.
@@ -701,13 +715,31 @@ class WireProvider(Provider):
                     if data.lstrip().startswith("{"):  # it may have a part of the answer
                         raise
                     event = data
-                first = event[0] if isinstance(event, list) and event else event  # Google sends errors in a list
-                fields = first if isinstance(first, dict) else {}
-                is_error = states_error(fields)
-                if kind == "error" or fields.get("type") == "error" or is_error:
-                    body = fields if is_error else {"error": event}
-                    raise classify(None, body, {}, where=where, secret=self._key(), in_answer=True)
+                if isinstance(event, dict) and kind and event.get("type") is None:
+                    event["type"] = kind
+                self._check_event(kind, event, where)
                 yield event
+
+    def _check_event(self, kind: str, event: Any, where: str) -> None:
+        """Raises RequestError for an event that is an error."""
+        first = event[0] if isinstance(event, list) and event else event  # Google sends errors in a list
+        fields = first if isinstance(first, dict) else {}
+        is_error = states_error(fields)
+        if kind == "error" or fields.get("type") == "error" or is_error:
+            body = fields if is_error else {"error": event}
+            raise classify(None, body, {}, where=where, secret=self._key(), in_answer=True)
+
+    async def _whole(self, content: bytes, headers: Mapping[str, str], where: str) -> dict[str, Any]:
+        """:meth:`_decode` of an answer. Several objects are the events of a stream without its framing."""
+        try:
+            return self._decode(content, headers, where, may_be_several=True)
+        except _Several as several:
+            return await self._join(self._checked(several.objects, where), where, headers, {})
+
+    async def _checked(self, events: list[dict[str, Any]], where: str) -> AsyncGenerator[Any, None]:
+        for event in events:
+            self._check_event("", event, where)
+            yield event
 
     async def _join(
         self,
@@ -726,16 +758,19 @@ class WireProvider(Provider):
         """
         ends: list[Exception] = []
         words = ""
+        has_events = False
         passing = (ValueError, RecursionError, RequestError, self._sdk.APIError, *self._transport_errors)
 
         async def readable() -> AsyncGenerator[Any, None]:
-            nonlocal words
+            nonlocal words, has_events
             try:
                 async with aclosing(events):
                     async for event in events:
                         if isinstance(event, str) and event != DONE:
                             words = f": {event[:_LONGEST_WORDS]}"
+                        has_events |= isinstance(event, dict)
                         yield event
+                yield CLOSED
             except passing as error:
                 ends.append(error)
 
@@ -744,13 +779,14 @@ class WireProvider(Provider):
                 joined: dict[str, Any] = await self.joined(sound, marks)
                 return joined
         except _SHAPE_ERRORS as error:
-            why = f"a broken stream ({type(error).__name__})"
+            why, is_final = f"a broken stream ({type(error).__name__})", not streamed
         except Unreadable as error:
             if ends and not isinstance(ends[0], ValueError | RecursionError):
                 raise ends[0] from None
             why = f"a broken stream ({type(ends[0]).__name__})" if ends else f"{error}{words}"
+            is_final = has_events and not streamed and not isinstance(error, CutShort)
         unreadable = self._unreadable(why, where, headers)
-        unreadable.is_final = not streamed
+        unreadable.is_final = is_final
         raise unreadable
 
     def _streamed_body(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -795,12 +831,19 @@ class WireProvider(Provider):
         return TransientError(message, status=200, request_id=request_id_of(headers))
 
     def _decode(
-        self, content: bytes, headers: Mapping[str, str], where: str, *, describes_failures: bool = False
+        self,
+        content: bytes,
+        headers: Mapping[str, str],
+        where: str,
+        *,
+        describes_failures: bool = False,
+        may_be_several: bool = False,
     ) -> dict[str, Any]:
         """The JSON object of a body with status 200. Raises RequestError.
 
         Args:
             describes_failures: see :meth:`_call`.
+            may_be_several: raise _Several for several objects; what follows a single one is ignored.
         """
         try:
             check_values(content)
@@ -808,6 +851,11 @@ class WireProvider(Provider):
         except BodyTooLarge as error:
             raise self._too_large(error, where) from None
         except ValueError:
+            objects = leading_objects(content) if may_be_several else []
+            if len(objects) > 1:
+                raise _Several(objects) from None
+            decoded = objects[0] if objects else None
+        if decoded is None:
             kind = headers.get("content-type", "no content type")
             beginning = content[:320].decode(errors="replace")[:80]
             raise self._unreadable(f"no JSON ({kind}): {beginning}", where, headers) from None

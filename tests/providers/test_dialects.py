@@ -519,8 +519,89 @@ def test_a_prompt_that_gemini_filters_is_an_empty_answer_without_a_message() -> 
     usage = {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10}
     answer = ask(Recorded(json.dumps({**CHAT, "choices": [choice], "usage": usage}).encode()))
     assert (answer.text, answer.finish_reason, answer.usage.input_tokens) == ("", "content_filter", 10)
-    with pytest.raises(TransientError, match="without a message"):  # a text completion, of the wrong endpoint
-        ask(Recorded(json.dumps({**CHAT, "choices": [{"text": "x", "finish_reason": "stop"}]}).encode()))
+    with pytest.raises(TransientError, match="without a message"):
+        ask(Recorded(json.dumps({**CHAT, "choices": [{"index": 0, "finish_reason": "stop"}]}).encode()))
+
+
+def test_a_choice_in_the_form_of_an_event_or_of_a_text_completion_is_read() -> None:
+    # legacy completions have `text` (openai.types.CompletionChoice); gateways pass them on whatever was asked for
+    for fields in ({"text": "PATCH"}, {"delta": {"role": "assistant", "content": "PATCH"}},
+                   {"message": {"content": {"type": "text", "text": "PATCH"}}}):  # fmt: skip
+        choice = {"index": 0, "finish_reason": "stop", **fields}
+        for server, stream in (
+            (Recorded(json.dumps({**CHAT, "choices": [choice]}).encode()), "never"),
+            (Recorded(sse({"choices": [choice]}, done=True), SSE), "always"),
+        ):
+            answer = ask(server, stream=stream)
+            assert (answer.text, answer.finish_reason) == ("PATCH", "stop"), fields
+    texts = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in ("PAT", "CH")]
+    assert ask(Recorded(sse(*texts, delta(finish="stop"), done=True), SSE), stream="always").text == "PATCH"
+    with pytest.raises(TransientError, match="without a message"):  # the first event of a stream
+        ask(Recorded(json.dumps(delta("PAT")).encode()))
+    odd = [{"choices": [{"index": index, "delta": {"content": text}}]} for index, text in ((0, "PAT"), (-1, "CH"))]
+    assert ask(Recorded(sse(*odd, delta(finish="stop"), done=True), SSE), stream="always").text == "PATCH"
+
+
+def test_events_of_a_message_that_are_missing_null_or_twice_do_not_cost_the_answer() -> None:
+    start, text, end, stop = (event + b"\n\n" for event in MESSAGE_EVENTS.split(b"\n\n")[:4])
+    null_text = sse({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": None}})
+    null_delta = sse({"type": "content_block_delta", "index": 0, "delta": None})
+    untyped = MESSAGE_EVENTS.replace(b'"type": "content_block_delta", ', b"")
+    half = text.replace(b"PATCH", b"half of an earlier")
+    again = start.replace(b'"msg_1"', b'"msg_2"')
+    for events in (
+        start + null_text + text + null_delta + end + stop,
+        text + end + stop,  # router-for-me/CLIProxyAPI #530: without the first event
+        start + text + stop + end,  # the last two in the other order
+        start + text + end + b"data: [DONE]\n\n",
+        MESSAGE_EVENTS + b"data: [DONE]\n\n",  # caozhiyuan/copilot-api #209
+        untyped,  # the type is in the line `event:` alone
+        start + half + again + text + end + stop,  # vercel/ai #18331: a gateway asks another server after a part
+        start + text[:0] + start + text + start + end + stop,  # maximhq/bifrost #4556: the same one twice
+    ):
+        answer = ask(Recorded(events, SSE), "anthropic", stream="always")
+        assert (answer.text, answer.finish_reason, answer.usage.output_tokens) == ("PATCH", "stop", 2), events
+    for content in ("PATCH", [{"text": "PATCH"}]):  # anthropic.types.MessageParam; a block without a type
+        assert ask(Recorded(json.dumps({**MESSAGE, "content": content}).encode()), "anthropic").text == "PATCH"
+    with pytest.raises(TransientError, match="unknown event"):
+        ask(Recorded(start + text.replace(b'"PATCH"', b"7") + end, SSE), "anthropic", stream="always")
+
+
+def test_a_stop_reason_in_the_first_event_of_a_message_does_not_end_it() -> None:
+    # BerriAI/litellm #38153: message_start repeats the whole message
+    events = MESSAGE_EVENTS.replace(b'"stop_reason": null', b'"stop_reason": "max_tokens"')
+    assert ask(Recorded(events, SSE), "anthropic", stream="always").finish_reason == "stop"
+    cut, _, end = events.partition(b"event: message_delta")
+    with pytest.raises(TransientError, match="ends before its answer"):
+        ask(Recorded(cut, SSE), "anthropic", stream="always")
+    stop = b"event: message_stop" + end.partition(b"event: message_stop")[2]
+    assert ask(Recorded(cut + stop, SSE), "anthropic", stream="always").finish_reason == "length"
+
+
+def test_a_response_without_its_last_event_is_kept_if_the_stream_states_its_end() -> None:
+    # decolua/9router #1648
+    *rest, _ = (event + b"\n\n" for event in RESPONSE_EVENTS.split(b"\n\n")[:4])
+    begun = b"".join(rest)
+    answer = ask(Recorded(begun + b"data: [DONE]\n\n", SSE), "openai_responses", stream="always")
+    assert (answer.text, answer.finish_reason, answer.model) == ("PATCH", "other", "m")
+    # moeru-ai/airi #2589: OpenRouter closes the stream after the last item
+    item = json.dumps({**OUTPUT, "status": "completed"}).encode()
+    complete = begun.replace(json.dumps(OUTPUT).encode(), item)
+    assert ask(Recorded(complete, SSE), "openai_responses", stream="always").text == "PATCH"
+    added = sse({"type": "response.output_item.added", "output_index": 1, "item": {"type": "message"}})
+    for cut in (begun, complete + added, rest[0] + rest[1] + b"data: [DONE]\n\n"):
+        with pytest.raises(TransientError, match="ends before its answer"):
+            ask(Recorded(cut, SSE), "openai_responses", stream="always")
+    # the last event states the end, although its response is missing or still in progress
+    for response in (None, {**RESPONSE, "status": "in_progress", "output": []}):
+        ended = begun + sse({"type": "response.completed", "response": response}, named=True)
+        answer = ask(Recorded(ended, SSE), "openai_responses", stream="always")
+        assert (answer.text, answer.finish_reason) == ("PATCH", "stop")
+    cut_off = {**RESPONSE, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    ended = begun + sse({"type": "response.completed", "response": cut_off}, named=True)
+    assert ask(Recorded(ended, SSE), "openai_responses", stream="always").finish_reason == "length"
+    untyped = [{"role": "assistant", "content": OUTPUT["content"]}]
+    assert ask(Recorded(json.dumps({**RESPONSE, "output": untyped}).encode()), "openai_responses").text == "PATCH"
 
 
 def test_a_list_of_one_answer_and_a_list_of_texts_are_read() -> None:
