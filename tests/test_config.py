@@ -125,6 +125,10 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
         (["model=gpt-4o", "+model.pricing.input_per_mtok=1"], "or null; output_per_mtok is missing"),
         (["model=gpt-4o", "model.pricing.input_per_mtok=1"], "is added with +model.pricing.input_per_mtok=VALUE"),
         (
+            ["model=gpt-4o", "model.pricing.input_per_mtok=1"],
+            "model.pricing.input_per_mtok: is not set yet; a new key of a mapping is added with +model.pricing.input",
+        ),
+        (
             ["feedback=apply_error"],
             "feedback=apply_error: a further turn needs a chat model; set model.prompt_format=chat",
         ),
