@@ -219,10 +219,16 @@ class OpenAIChat(OpenAIProvider):
         if not isinstance(choices, list) or not choices:
             raise Unreadable("without a choice")
         text, finish, details = self._choice(choices[0], body)
-        usage, estimated = openai_usage(body.get("usage"), request, text)
+        usage, estimated = self._usage(body, request, text)
         if estimated:
             details["usage_estimated"] = True
         return Answer(text, finish, usage, model=named(body.get("model")), details=details, bill=openai_bill(body))
+
+    def _usage(
+        self, body: Mapping[str, Any], request: Request | None, text: str, choices: int = 1
+    ) -> tuple[Usage, bool]:
+        is_xai = self.pricing_id == "x-ai"  # the extractor of genai-prices for x-ai adds reasoning
+        return openai_usage(body.get("usage"), request, text, choices, reasoning_beside=is_xai)
 
     def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
         """``n`` works neither with a seed per sample nor with a stream."""
@@ -248,7 +254,7 @@ class OpenAIChat(OpenAIProvider):
         whole = self.parse_answer({**answered, "choices": sound} if sound else answered, requests[0], where, headers)
         choices = [self._choice(choice, answered) for choice in sound[: len(requests)]]
         texts = [text for text, _, _ in choices]
-        usage, estimated = openai_usage(answered.get("usage"), requests[0], "".join(texts), len(requests))
+        usage, estimated = self._usage(answered, requests[0], "".join(texts), len(requests))
         marks = {"usage_estimated": True} if estimated else {}
         answers = [
             self._with_headers(
@@ -404,13 +410,18 @@ def _joined_text(parts: Sequence[str]) -> str:
     return "".join(parts)
 
 
-def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 1) -> tuple[Usage, bool]:
+def openai_usage(
+    usage: Any, request: Request | None, text: str, choices: int = 1, *, reasoning_beside: bool = False
+) -> tuple[Usage, bool]:
     """(token counts of a ``usage`` object of either OpenAI API, whether they are estimated).
 
     Some servers state cached tokens in the object itself, as ``cached_tokens`` (Kimi), ``prompt_cache_hit_tokens``
     (DeepSeek), ``num_cached_tokens`` (Mistral) or ``cache_read_input_tokens`` (gateways to Anthropic). More of them
     than the prompt has are not part of its count (xAI, such gateways). Where reasoning is not part of the output
     (xAI, Gemini), the total includes it. SGLang states reasoning in the object itself.
+
+    Args:
+        reasoning_beside: reasoning is not part of the output, where no total shows it.
     """
     try:
         inputs = token_count(usage, "prompt_tokens", "input_tokens")
@@ -428,6 +439,8 @@ def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 
         hourly = optional_count(_lifetimes(of_input), "ephemeral_1h_input_tokens")
         written = max(written, hourly)
         total = optional_count(usage, "total_tokens")
+        if not total and (reasoning_beside or reasoning > outputs):
+            outputs += reasoning
         beyond_input = total - inputs if inputs else 0
         if inputs and cached + written > inputs:
             if beyond_input not in (outputs, outputs + reasoning):  # the total includes them

@@ -43,6 +43,20 @@ CHAT: list[tuple[str, dict[str, Any], Usage]] = [
         },
         Usage(21, 0, 0, 60, 60),
     ),
+    # No total, and a part that is larger than the whole (the extractor of genai-prices 0.2.3 for x-ai).
+    (
+        "more reasoning than output",
+        {"prompt_tokens": 100, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 20}},
+        Usage(100, 0, 0, 25, 20),
+    ),
+    (
+        "more reasoning than output, by another count",
+        {
+            "prompt_tokens": 100, "completion_tokens": 18, "total_tokens": 118,
+            "completion_tokens_details": {"reasoning_tokens": 20},
+        },
+        Usage(100, 0, 0, 20, 20),
+    ),
     # The same without details (github.com/mozilla-ai/any-llm/issues/1290).
     (
         "a total alone shows the reasoning",
@@ -178,6 +192,15 @@ def test_token_counts_of_chat_completions(name: str) -> None:
     usage, expected = next((stated, found) for other, stated, found in CHAT if other == name)
     answer = read(OpenAIChat(), chat(usage), "word " * expected.input_tokens)
     assert (answer.usage, "usage_estimated" in answer.details) == (expected, False)
+
+
+def test_reasoning_of_xai_is_beside_the_output_without_a_total_too() -> None:
+    # genai-prices 0.2.3: the extractor for x-ai
+    usage = {"prompt_tokens": 9, "completion_tokens": 20, "completion_tokens_details": {"reasoning_tokens": 5}}
+    for provider, output in ((OpenAIChat(name="xai", pricing_id="x-ai"), 25), (OpenAIChat(), 20)):
+        assert read(provider, chat(usage), "fix it").usage == Usage(9, 0, 0, output, 5)
+    told = {**usage, "total_tokens": 34}
+    assert read(OpenAIChat(name="xai", pricing_id="x-ai"), chat(told), "fix it").usage.output_tokens == 25
 
 
 def test_counts_of_gemini_s_own_api_cost_no_answer() -> None:
