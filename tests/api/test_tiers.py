@@ -80,32 +80,42 @@ def independent(model: str, provider: str, usage: Usage, at: datetime, **where: 
     ).total_price
 
 
-def tiered_models() -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
-    """(provider, model, contexts) of every text model with tiers, speeds or hours."""
+VENDORS = ("openai", "anthropic", "deepseek", "google")
+
+
+def priced_models(every: bool) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """(provider, model, contexts) of every text model of the main vendors with tiers, speeds or hours, or of every
+    model of every provider, with batches."""
+    keys = ("service_tier", "speed", "processing") if every else ("service_tier", "speed")
     for provider in get_snapshot().providers:
-        for model in provider.models if provider.id in ("openai", "anthropic", "deepseek", "google") else ():
+        for model in provider.models if every or provider.id in VENDORS else ():
             variants = [pair for variant in model.price_variants or () for pair in variant.when.items()]
-            contexts = [pair for pair in dict.fromkeys(variants) if pair[0] != "processing"]
+            contexts = [pair for pair in dict.fromkeys(variants) if pair[0] in keys]
             hours = isinstance(model.prices, list)
-            if (contexts or hours) and "ft:" not in model.id and "image" not in model.id and "tts" not in model.id:
+            is_text = "ft:" not in model.id and "image" not in model.id and "tts" not in model.id
+            if every or ((contexts or hours) and is_text):
                 yield provider.id, model.id, contexts
 
 
-def test_prices_equal_genai_prices_for_models_tiers_times_and_kinds_of_caching() -> None:
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_prices_equal_genai_prices_for_models_tiers_times_and_kinds_of_caching(every: bool) -> None:
     models = checked = 0
-    for provider, name, contexts in tiered_models():
+    for provider, name, contexts in priced_models(every):
         try:
-            table = ListedPrices(name, provider)
+            table, batch = ListedPrices(name, provider), ListedPrices(name, provider, batch=True)
         except LookupError:
             continue  # no output price
         models += 1
         for pair, at, usage in itertools.product([None, *contexts], TIMES, USAGES):
             stated: dict[str, Any] = {} if pair is None else dict([pair])
             expected = independent(name, provider, usage, at, **stated)
-            assert table.price(usage, Bill(**stated), at) == expected, (provider, name, stated, at, usage)
+            found = (
+                batch.price(usage, Bill(), at) if "processing" in stated else table.price(usage, Bill(**stated), at)
+            )
+            assert found == expected, (provider, name, stated, at, usage)
             checked += 1
-    assert models >= 40
-    assert checked >= 2000
+    assert models >= (1900 if every else 40)
+    assert checked >= max(2000, 20 * models)
 
 
 def test_a_reservation_is_at_the_dearest_hour_and_tier() -> None:
