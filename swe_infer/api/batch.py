@@ -679,15 +679,16 @@ class Batches:
             request = self._request(item)
             result = _with_checked_usage(result, request)
             is_known = "usage_estimated" not in result.details
+            byte_bound = self._bounds.byte_bound(request, self._endpoint)
             self._endpoint.observe(
                 result.usage if is_known else None,
                 result.bill,
+                byte_bound,
                 self._decoding.max_new_tokens,
                 cache_write=False,
                 is_last=len(self._journal.open) == 1,
             )
             if is_known:
-                byte_bound = self._bounds.byte_bound(request, self._endpoint)
                 self._bounds.observe(self._endpoint, result.usage, byte_bound, byte_bound)
             result = with_lifetimes(result, self._prices)
             sent_at = datetime.fromtimestamp(batch.planned_at, tz=UTC)

@@ -452,6 +452,7 @@ class Chain:
             endpoint.observe(
                 None if "usage_estimated" in answers[0].details else usage,
                 answers[0].bill,
+                flight.byte_bound,
                 flight.output_tokens,
                 cache_write=flight.cache_prompt,
                 is_last=endpoint.idle.is_set(),

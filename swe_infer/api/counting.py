@@ -68,7 +68,7 @@ class InputBounds:
 
     def can_be_tighter(self, endpoint: Endpoint) -> bool:
         """Whether :meth:`tightest` may be less than :meth:`byte_bound`."""
-        return self._counter.exact or (endpoint.provider.counts_input and not self._stats(endpoint).is_off)
+        return (self._counter.exact or endpoint.provider.counts_input) and not self._stats(endpoint).is_off
 
     def lower_estimate(self, endpoint: Endpoint, in_bytes: int) -> int:
         """A lower estimate of :meth:`tightest` without counting, partly from earlier answers.
@@ -82,11 +82,11 @@ class InputBounds:
 
     async def tightest(self, request: Request, endpoint: Endpoint, in_bytes: int) -> int:
         """The tightest bound, at most ``in_bytes``. Errors of a counting endpoint are not raised."""
+        if not self.can_be_tighter(endpoint):
+            return in_bytes
         if self._counter.exact:
             return self._exact(request, endpoint, in_bytes)
         provider = endpoint.provider
-        if not provider.counts_input or self._stats(endpoint).is_off:
-            return in_bytes
         key = prompt_key(request.prompt, endpoint.model, provider.name, endpoint.address)
         async with self._locks.setdefault(key, asyncio.Lock()):  # samples of one prompt wait for one count
             if key not in self._counts:
@@ -107,7 +107,7 @@ class InputBounds:
             reserved: the bound from which its reservation was computed.
         """
         stats = self._stats(endpoint)
-        if usage.input_tokens > reserved and reserved < in_bytes and not self._counter.exact:
+        if usage.input_tokens > reserved and reserved < in_bytes:
             why = f"{usage.input_tokens} tokens of input were billed and at most {reserved} counted"
             self._give_up(endpoint, why, level=logging.WARNING)
         if usage.input_tokens > 0:

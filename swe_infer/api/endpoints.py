@@ -58,6 +58,9 @@ class Endpoint:
     """How many times the listed price the server charges, at most, by the costs that its answers state."""
     overrun: Decimal = Decimal(1)
     """How many times the longest requested output the server has billed, at most."""
+    added_input: int = 0
+    """Tokens of input that the server has billed beyond the bound of a prompt, at most: its own, such as a system
+    prompt or what it has searched."""
     bound_is_certain: bool = field(init=False)
     """Whether no answer will cost more than :meth:`worst_case`, as far as is known: by the vendor's documentation, or
     by the bill of an answer. False: under a cap, one request at a time may be sent, see :meth:`must_go_alone`."""
@@ -93,12 +96,13 @@ class Endpoint:
         """The most that a request costs, see :func:`swe_infer.api.pricing.worst_case`."""
         assert self.prices is not None
         longest = math.ceil(self.overrun * output_tokens)
-        return self.markup * worst_case(self.prices, input_tokens, longest, cache_write=cache_write)
+        inputs = input_tokens + self.added_input
+        return self.markup * worst_case(self.prices, inputs, longest, cache_write=cache_write)
 
     @property
     def has_passed_bound(self) -> bool:
         """Whether an answer has cost more than :meth:`worst_case` was before it."""
-        return self.markup > 1 or self.overrun > 1
+        return self.markup > 1 or self.overrun > 1 or self.added_input > 0
 
     def must_go_alone(self, input_tokens: int, samples: int, unspent: Decimal) -> bool:
         """Whether a request must be the only one in flight under a cap: the server charges its own price, has passed
@@ -116,20 +120,24 @@ class Endpoint:
         in_flight = self.provider.max_concurrency * worst_case(self.prices, input_tokens, longest, cache_write=True)
         return in_flight > unspent
 
-    def observe(self, usage: Usage | None, bill: Bill, requested: int, *, cache_write: bool, is_last: bool) -> None:
+    def observe(
+        self, usage: Usage | None, bill: Bill, input_bound: int, requested: int, *, cache_write: bool, is_last: bool
+    ) -> None:
         """Raises :meth:`worst_case` to what an answer was billed.
 
         Args:
             usage: None: the token counts are unknown. No answer may ever show them, so that this one counts as within
                 the bound.
+            input_bound: tokens of the prompt, at most.
             requested: tokens of output, at most.
             is_last: whether nothing else is in flight, which was reserved by a lower bound.
         """
-        before = self.markup, self.overrun
+        before = self.markup, self.overrun, self.added_input
         if usage is not None:
             self._observe_bill(usage, bill, cache_write=cache_write)
             self._observe_output(usage.output_tokens, requested)
-        if before != (self.markup, self.overrun):
+            self._observe_input(usage.input_tokens, input_bound)
+        if before != (self.markup, self.overrun, self.added_input):
             self.bound_is_certain = self.prices is None
         else:
             self.bound_is_certain |= is_last or not self.has_passed_bound
@@ -144,6 +152,16 @@ class Endpoint:
                     self.provider.name, output_tokens, requested,
                 )  # fmt: skip
             self.overrun = _rounded_up(Decimal(output_tokens) / requested)
+
+    def _observe_input(self, input_tokens: int, bound: int) -> None:
+        """Raises the added input if an answer has more tokens of input than its prompt can have."""
+        if self.prices is not None and input_tokens > bound + self.added_input:
+            if not self.added_input:
+                logger.warning(
+                    "%s bills %d tokens of input for a prompt of at most %d: reservations are higher now",
+                    self.provider.name, input_tokens, bound,
+                )  # fmt: skip
+            self.added_input = math.ceil(_rounded_up(Decimal(input_tokens - bound)))
 
     def _observe_bill(self, usage: Usage, bill: Bill, *, cache_write: bool) -> None:
         """Raises the markup if an answer with known token counts states a cost above the list."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from decimal import Decimal
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.api.limits import Limits
+from swe_infer.api.counting import InputBounds
+from swe_infer.api.endpoints import Endpoint
+from swe_infer.api.limits import Limiter, Limits
 from swe_infer.errors import BudgetExceeded
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Budget, Completion, Decoding, Pricing, Request, SamplingParameter, Usage
+from swe_infer.types import ApiModel, Budget, Completion, Decoding, Pricing, Prompt, Request, SamplingParameter, Usage
 from tests.api.scripted import ScriptedProvider, context, requests
 from tests.api.test_batches import FAST, QUICK
 from tests.api.test_runner import Outcomes
@@ -88,6 +91,47 @@ def test_a_cap_that_covers_what_is_in_flight_at_the_first_overrun_is_not_passed(
         server.maker.overruns_from = first
         assert spend(provider_of(mode, server), cap, tmp_path, count=150, samples=samples)
         assert Decimal("0.8") * cap <= server.log.cost_usd() <= cap
+
+
+@pytest.mark.parametrize("in_flight", [1, IN_FLIGHT])
+@pytest.mark.parametrize(
+    ("mode", "added"),
+    [("live", 2_000), pytest.param("live", 50_000, marks=pytest.mark.full), ("background", 20_000)],
+)
+def test_a_cap_holds_if_the_server_bills_input_of_its_own(
+    mode: str, added: int, in_flight: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cap = 10 * (REQUEST + added * Decimal("0.0000025"))
+    with ApiServer(latency_s=0.02, batch_delay_s=0.02, answer=lambda _: "x" * 4 * 10, prompt_cache=False) as server:
+        server.maker.added_input = added
+        assert spend(provider_of(mode, server, in_flight), cap, tmp_path, count=150)
+        assert Decimal("0.7") * cap <= server.log.cost_usd() <= cap
+    assert sum("tokens of input for a prompt of at most" in record.message for record in caplog.records) == 1
+
+
+def test_a_tokenizer_that_counts_less_than_is_billed_does_not_bound_prices() -> None:
+    class Exact:
+        name, exact = "by hand", True
+
+        def __call__(self, prompt: Prompt) -> int:
+            return 10
+
+    async def pause(seconds: float) -> bool:
+        return True
+
+    async def scenario() -> None:
+        endpoint = Endpoint(ScriptedProvider(), ApiModel(name="gpt-4o"), None, Limiter(Limits(), 1))
+        bounds, one = InputBounds(Exact(), pause), requests(1, text="fix " * 500)[0]
+        in_bytes = bounds.byte_bound(one, endpoint)
+        tight = await bounds.tightest(one, endpoint, in_bytes)
+        assert tight < 200 < in_bytes
+        bounds.observe(endpoint, Usage(tight), in_bytes, tight)
+        assert bounds.can_be_tighter(endpoint)
+        bounds.observe(endpoint, Usage(tight + 1), in_bytes, tight)
+        assert not bounds.can_be_tighter(endpoint)
+        assert await bounds.tightest(one, endpoint, in_bytes) == in_bytes
+
+    asyncio.run(scenario())
 
 
 def test_a_request_that_waits_for_the_budget_is_not_sent_at_an_outdated_bound(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ class Maker:
     """Serve every request in the standard tier and at the standard speed."""
     overruns_from: int | None = None
     """The answer from which on ten times the requested output is billed."""
+    added_input: int = 0
+    """Tokens of input of the server's own, such as a system prompt, that are billed with each request."""
     made: int = 0
     """Answers so far."""
 
@@ -93,7 +95,7 @@ class Maker:
         reasoning = 64 if call.thinking else 0
         read, written = self.cache.look_up(call) if self.prompt_cache else (0, 0)
         usage = Usage(
-            input_tokens=call.input_tokens,
+            input_tokens=call.input_tokens + self.added_input,
             cached_input_tokens=read,
             cache_write_tokens=written,
             output_tokens=sum(tokens(text) for text in texts) + reasoning * call.n,
