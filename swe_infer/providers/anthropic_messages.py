@@ -169,7 +169,8 @@ class AnthropicMessages(AnthropicBatches):
         return {**options, "headers": {**options.get("headers", {}), "anthropic-beta": _FAST_MODE}}
 
     def price_terms(self, model: ApiModel) -> PriceTerms:
-        return price_terms_of({**self._tier_field(), **model.extra_body}, cache_ttl=self.cache_ttl)
+        sent = {**self._header_tier(), **self._tier_field(), **model.extra_body}
+        return price_terms_of(sent, cache_ttl=self.cache_ttl)
 
     def _tier_field(self) -> dict[str, str]:
         return {} if self.service_tier is None else dict([_TIER_FIELDS[self.service_tier]])

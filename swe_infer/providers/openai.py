@@ -63,7 +63,7 @@ class OpenAIProvider(WireProvider):
     def price_terms(self, model: ApiModel) -> PriceTerms:
         """OpenAI caches prompts unless a request says otherwise, for 30 minutes unless it asks for longer
         (openai.types.responses.ResponseCreateParams.prompt_cache_options)."""
-        sent = {**self._cost_fields(model), **model.extra_body}
+        sent = {**self._header_tier(), **self._cost_fields(model), **model.extra_body}
         options = sent.get("prompt_cache_options")
         options = options if isinstance(options, Mapping) else {}
         ttl = options.get("ttl") or _USUAL_TTL

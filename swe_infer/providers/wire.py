@@ -84,6 +84,13 @@ StreamChoice = Annotated[
 MAX_PAGES = 1000
 """Maximum pages of a list, with 100 entries each. A longer list is refused."""
 
+_TIER_HEADERS = (
+    "x-amzn-bedrock-service-tier",
+    "x-amzn-bedrock-performanceconfig-latency",
+    "x-vertex-ai-llm-shared-request-type",
+)
+"""Headers that ask for a service tier: the API reference of Bedrock's InvokeModel, and
+docs.cloud.google.com/vertex-ai/generative-ai/docs/priority-paygo."""
 _COST_HEADER = "x-litellm-response-cost"
 """https://docs.litellm.ai/docs/proxy/response_headers"""
 _SHORT = 100
@@ -334,6 +341,12 @@ class WireProvider(Provider):
     def supported_parameters(self) -> tuple[str, ...]:
         """The sampling parameters that may be sent."""
         return self.parameters
+
+    def _header_tier(self) -> dict[str, str]:
+        """The service tier that ``provider.headers`` ask for, as a field."""
+        tiers = (value for name, value in self.headers.items() if name.lower() in _TIER_HEADERS)
+        unusual = next((tier for tier in tiers if tier not in _TIERS_IN_BATCHES), None)
+        return {} if unusual is None else {"service_tier": unusual}
 
     def _check_terms(self, model: ApiModel) -> None:
         """Raises ConfigError for a service tier or speed that is no text, or that a batch cannot have."""

@@ -30,6 +30,7 @@ from swe_infer.api.pricing import (
     worst_case,
 )
 from swe_infer.errors import BudgetExceeded, ConfigError
+from swe_infer.providers.anthropic_bedrock import AnthropicBedrock
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.base import Bill, PriceTerms, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
@@ -466,6 +467,28 @@ def test_what_has_no_price_is_refused_under_a_budget_and_what_no_vendor_knows_al
     assert "deepseek" in message
     assert "\n" not in message
     assert "'deepseak'" in refusal(GPT, OpenAIChat(pricing_id="deepseak"), None)
+
+
+def test_tiers_that_headers_ask_for_are_refused_under_a_budget() -> None:
+    # botocore, bedrock-runtime: InvokeModelRequest; docs.cloud.google.com/vertex-ai/generative-ai/docs/priority-paygo
+    opus = ApiModel(name="anthropic.claude-opus-5-5", parameters=())
+    gemini = ApiModel(name="gemini-3.8-flash", parameters=())
+    for header, value in (
+        ("X-Amzn-Bedrock-Service-Tier", "priority"), ("x-amzn-bedrock-performanceconfig-latency", "optimized"),
+    ):  # fmt: skip
+        assert f"service_tier={value}" in refusal(opus, AnthropicBedrock(region="us-east-1", headers={header: value}))
+    vertex: dict[str, Any] = {
+        "name": "vertex",
+        "base_url": "https://aiplatform.googleapis.com/v1",
+        "api_key_env": None,
+    }
+    shared = {"X-Vertex-AI-LLM-Shared-Request-Type": "priority"}
+    assert "service_tier=priority" in refusal(gemini, OpenAIChat(**vertex, pricing_id="google", headers=shared))
+    usual = {"X-Amzn-Bedrock-Service-Tier": "default", "X-Title": "priority"}
+    table = ListedPrices(
+        opus.name, "aws", terms=AnthropicBedrock(region="us-east-1", headers=usual).price_terms(opus)
+    )
+    assert table.unlisted(cache_writes=False) is None
 
 
 SEARCH = {"type": "web_search_20260318", "name": "web_search"}  # anthropic.types.WebSearchTool20260318Param
