@@ -677,7 +677,7 @@ class Batches:
             return False
         if isinstance(result, Answer):
             request = self._request(item)
-            result = _with_checked_usage(result, request)
+            result = with_lifetimes(_with_checked_usage(result, request), self._prices)
             is_known = "usage_estimated" not in result.details
             byte_bound = self._bounds.byte_bound(request, self._endpoint)
             self._endpoint.observe(
@@ -690,7 +690,6 @@ class Batches:
             )
             if is_known:
                 self._bounds.observe(self._endpoint, result.usage, byte_bound, byte_bound)
-            result = with_lifetimes(result, self._prices)
             sent_at = datetime.fromtimestamp(batch.planned_at, tz=UTC)
             usd = settled_usd(self._prices, result.usage, result.bill, sent_at)
             is_bill = self._prices is None or (self._prices.states_bill and result.bill.usd is not None)

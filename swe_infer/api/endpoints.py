@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from swe_infer.api.first_answers import FirstAnswers
 from swe_infer.api.limits import Limiter
-from swe_infer.api.pricing import PriceTable, worst_case
+from swe_infer.api.pricing import PriceTable, settled_usd, worst_case
 from swe_infer.errors import Overloaded, ProviderFatal, RateLimited, RequestError, TransientError
 from swe_infer.providers.base import Bill, Provider
 from swe_infer.types import ApiModel, Usage
@@ -164,17 +164,23 @@ class Endpoint:
             self.added_input = math.ceil(_rounded_up(Decimal(input_tokens - bound)))
 
     def _observe_bill(self, usage: Usage, bill: Bill, *, cache_write: bool) -> None:
-        """Raises the markup if an answer with known token counts states a cost above the list."""
-        if self.prices is None or not self.prices.states_bill or bill.usd is None:
+        """Raises the markup if an answer with known token counts states a cost above the list, or has cache writes
+        that were not asked for."""
+        if self.prices is None:
+            return
+        usd = bill.usd if self.prices.states_bill else None
+        if usd is None and usage.cache_write_tokens and not cache_write:
+            usd = settled_usd(self.prices, usage, bill)
+        if usd is None:
             return
         listed = worst_case(self.prices, usage.input_tokens, usage.output_tokens, cache_write=cache_write)
-        if listed and bill.usd > self.markup * listed:
+        if listed and usd > self.markup * listed:
             if self.markup == 1:
                 logger.warning(
                     "%s charges $%.6f for what costs at most $%.6f by the list: reservations are higher now",
-                    self.provider.name, bill.usd, listed,
+                    self.provider.name, usd, listed,
                 )  # fmt: skip
-            self.markup = _rounded_up(bill.usd / listed)
+            self.markup = _rounded_up(usd / listed)
 
 
 def _rounded_up(factor: Decimal) -> Decimal:

@@ -109,6 +109,28 @@ def test_a_cap_holds_if_the_server_bills_input_of_its_own(
     assert sum("tokens of input for a prompt of at most" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize("count", [1, IN_FLIGHT])
+def test_a_cap_holds_if_a_gateway_writes_to_the_cache_unasked(count: int, tmp_path: Path) -> None:
+    # docs.litellm.ai/docs/tutorials/prompt_caching: cache_control_injection_points
+    price = Pricing(input_per_mtok=Decimal(1), output_per_mtok=Decimal(1), cache_write_per_mtok=Decimal(2))
+    written = Usage(60, cache_write_tokens=60, output_tokens=1)
+    provider = ScriptedProvider(tokens=lambda one: written, latency_s=0.005, max_concurrency=count)
+    cap = 30 * Decimal("0.000121")
+    api = ApiRunner(
+        model=ApiModel(name="m", pricing=price, max_output_tokens=1),
+        provider=provider,
+        decoding=Decoding(max_new_tokens=1),
+        budget=Budget(max_usd=cap),
+        retry=FAST,
+        limits=Limits(start=count),
+    )
+    api.bind(context(tmp_path))
+    outcomes = Outcomes()
+    with pytest.raises(BudgetExceeded):
+        api.generate(requests(60, decoding=Decoding(max_new_tokens=1)), outcomes, threading.Event())
+    assert Decimal("0.8") * cap <= sum(o.cost_usd or 0 for _, o in outcomes if isinstance(o, Completion)) <= cap
+
+
 def test_a_tokenizer_that_counts_less_than_is_billed_does_not_bound_prices() -> None:
     class Exact:
         name, exact = "by hand", True
