@@ -197,8 +197,10 @@ def _print_table(runs: Sequence[ListedRun], differing: Sequence[str]) -> None:
     states = Counter(run.state for run in runs)
     counts = ", ".join(f"{number:,} {state}" for state, number in sorted(states.items()))
     costs = [run.columns["cost"] for run in runs]
-    known = sum(cost for cost in costs if cost is not None)
-    print(f"{len(runs):,} run{'s' * (len(runs) != 1)} ({counts}), {dollars(known)}{same}", file=sys.stderr)
+    total = dollars(sum(cost for cost in costs if cost is not None))
+    if unknown := sum("cost_usd" in run.summary and cost is None for run, cost in zip(runs, costs, strict=True)):
+        total += f" without the unknown cost of {unknown:,}"
+    print(f"{len(runs):,} run{'s' * (len(runs) != 1)} ({counts}), {total}{same}", file=sys.stderr)
 
 
 def _lines(table: Sequence[Sequence[str]], columns: Sequence[int]) -> list[str]:

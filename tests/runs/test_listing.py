@@ -45,7 +45,7 @@ CONFIG: dict[str, Any] = {
 
 @contextmanager
 def opened(
-    directory: Path, *, answered: int = 2, failed: int = 0, asked: int = 2, usd: str = "0.5", **changes: Any
+    directory: Path, *, answered: int = 2, failed: int = 0, asked: int = 2, usd: str | None = "0.5", **changes: Any
 ) -> Iterator[RunStore]:
     """An open run directory of ``asked`` instances, with a patch that applies for each that is answered."""
     with RunStore(directory, "gpt-4o") as store:
@@ -55,7 +55,8 @@ def opened(
             outcome: Outcome = Failure("RateLimited", "429 \x1b[31mslow down", 5)
             patch = None
             if number < answered:
-                outcome = Completion("an answer", "stop", Usage(10, output_tokens=5), Decimal(usd), 1.0)
+                cost = None if usd is None else Decimal(usd)
+                outcome = Completion("an answer", "stop", Usage(10, output_tokens=5), cost, 1.0)
                 patch = PatchResult("--- a/x\n+++ b/x\n", "applies")
             store.append(record_of((ids[number], 0), outcome, patch))
         (directory / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
@@ -164,6 +165,13 @@ def test_runs_are_filtered_by_any_key_and_sorted(folder: Path, capsys: pytest.Ca
     ):  # fmt: skip
         assert main(["list", str(folder), bad]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_total_says_how_many_costs_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, usd in (("known", "0.5"), ("unknown", None)):
+        made(tmp_path / name, usd=usd)
+    assert main([str(tmp_path)]) == 0
+    assert "2 runs (2 complete), $1.0000 without the unknown cost of 1\n" in capsys.readouterr().err
 
 
 def test_help_imports_neither_hydra_nor_rich() -> None:
