@@ -185,7 +185,7 @@ class AnthropicBatches(AnthropicProvider):
         with self._shape_errors(batch_id):
             done = whole_number((batch.get("request_counts") or {}).get("succeeded"))
             state: Any = "ended" if batch.get("processing_status") == "ended" else "running"
-            return BatchStatus(state, _total(batch), done)
+            return BatchStatus(state, done, failed=_total(batch) - done)
 
     async def results(
         self, batch_id: str, *, timeout_s: float

@@ -262,14 +262,14 @@ class BatchStatus:
     Args:
         state: ``ended``: results, perhaps not for all requests; ``failed``: refused as a whole; ``lost``: the vendor
             does not know the id any more, and the requests may have been billed.
-        total: requests in the batch; 0 if the vendor has not counted them yet.
         done: requests with an answer; None: the vendor states no counts, and all have a result.
+        failed: requests with another result.
         error: why it failed; ``RateLimited`` if it may be submitted again later.
     """
 
     state: Literal["running", "ended", "failed", "lost"]
-    total: int
-    done: int | None
+    done: int | None = 0
+    failed: int = 0
     error: RequestError | None = None
 
 

@@ -164,16 +164,16 @@ class FileBatches(ABC):
             raise self._provider._unreadable("without a status", self._provider._where(batch_id), {})
         return state
 
-    def _unended(self, batch_id: str, state: str, stated_end: object, total: int = 0, done: int = 0) -> BatchStatus:
+    def _unended(self, batch_id: str, state: str, stated_end: object, done: int = 0, failed: int = 0) -> BatchStatus:
         """The status of a batch that is in none of the final states that are known. In an unknown state it has ended
         if it states when (``stated_end``)."""
         if state in self.running_states:
-            return BatchStatus("running", total, done)
+            return BatchStatus("running", done, failed)
         if not self._warned_of_state:
             self._warned_of_state = True
             what = "it is collected" if stated_end else "it is polled until its state is a known one"
             logger.warning("batch %s has the unknown state %s; %s", batch_id, one_line(state), what)
-        return BatchStatus("ended" if stated_end else "running", total, done)
+        return BatchStatus("ended" if stated_end else "running", done, failed)
 
 
 def file_name(label: str) -> str:

@@ -106,16 +106,16 @@ class GeminiBatches(FileBatches):
         job = await self._google("GET", self._url(batch_id), timeout_s, describes_failures=True)
         with self._provider._shape_errors(batch_id):
             facts = job.get("metadata") or {}
-            total, done = _counts(facts)
+            _, done, failed = _counts(facts)
         match state := self._short_state(batch_id, facts):
             case "SUCCEEDED" | "PARTIALLY_SUCCEEDED" | "CANCELLED" | "EXPIRED":
-                return BatchStatus("ended", total, done)
+                return BatchStatus("ended", done, failed)
             case "FAILED" if done or _answer_file(job):
-                return BatchStatus("ended", total, done)
+                return BatchStatus("ended", done, failed)
             case "FAILED":
-                return BatchStatus("failed", total, done, self._google_error(job.get("error"), batch_id))
+                return BatchStatus("failed", error=self._google_error(job.get("error"), batch_id))
             case _:
-                return self._unended(batch_id, state, job.get("done"), total, done)
+                return self._unended(batch_id, state, job.get("done"), done, failed)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._google("POST", self._url(f"{batch_id}:cancel"), timeout_s, describes_failures=True)
@@ -228,12 +228,12 @@ class GeminiBatches(FileBatches):
         return classify(None, {"error": body}, {}, where=where, secret=self._provider._key())
 
 
-def _counts(facts: Mapping[str, Any]) -> tuple[int, int]:
-    """(requests, answers) of a batch. Google writes 64-bit integers as text."""
+def _counts(facts: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(requests, answers, errors) of a batch. Google writes 64-bit integers as text."""
     stats = facts.get("batchStats") or {}
-    counts = [stats.get(key) or 0 for key in ("requestCount", "successfulRequestCount")]
-    total, done = (int(count) if isinstance(count, int | str) and len(str(count)) < 20 else 0 for count in counts)
-    return max(0, total), max(0, done)
+    counts = [stats.get(f"{kind}equestCount") or 0 for kind in ("r", "successfulR", "failedR")]
+    total, done, failed = (int(n) if isinstance(n, int | str) and len(str(n)) < 20 else 0 for n in counts)
+    return max(0, total), max(0, done), max(0, failed)
 
 
 def _answer_file(job: Mapping[str, Any]) -> Any:

@@ -60,16 +60,16 @@ class MistralBatches(FileBatches):
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
         job = await self._call("GET", f"{_PATH}/{batch_id}", timeout_s)
-        total, done = (whole_number(job.get(f"{which}_requests")) for which in ("total", "succeeded"))
+        done, failed = (whole_number(job.get(f"{which}_requests")) for which in ("succeeded", "failed"))
         state = self._state(batch_id, job.get("status"))
         if state in _ENDED or (state == "FAILED" and (done or any(map(job.get, _FILES)))):
-            return BatchStatus("ended", total, done)
+            return BatchStatus("ended", done, failed)
         if state != "FAILED":
-            return self._unended(batch_id, state, job.get("completed_at"), total, done)
+            return self._unended(batch_id, state, job.get("completed_at"), done, failed)
         with self._provider._shape_errors(batch_id):
             causes = job.get("errors") or [{}]
             error = self._error_without_response(causes[0].get("message"), self._provider._where(batch_id))
-            return BatchStatus("failed", total, done, error)
+            return BatchStatus("failed", error=error)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._call("POST", f"{_PATH}/{batch_id}/cancel", timeout_s)

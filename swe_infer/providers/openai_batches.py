@@ -68,16 +68,16 @@ class OpenAIBatches(FileBatches):
         provider = self._provider
         batch = await self._call("GET", f"/batches/{batch_id}", timeout_s)
         with provider._shape_errors(batch_id):
-            total, done = _counts(batch)
+            _, done, failed = _counts(batch)
             state = self._state(batch_id, batch.get("status"))
             if state in _ENDED or (state == "failed" and (done or any(map(batch.get, _FILES)))):
-                return BatchStatus("ended", total, done)
+                return BatchStatus("ended", done, failed)
             if state != "failed":
-                return self._unended(batch_id, state, batch.get("completed_at"), total, done)
+                return self._unended(batch_id, state, batch.get("completed_at"), done, failed)
             causes = (batch.get("errors") or {}).get("data") or [{}]
             where = provider._where(batch_id)
             error = classify(None, {"error": causes[0]}, {}, where=where, secret=provider._key())
-            return BatchStatus("failed", total, done, error)
+            return BatchStatus("failed", error=error)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._call("POST", f"/batches/{batch_id}/cancel", timeout_s)
@@ -97,6 +97,8 @@ class OpenAIBatches(FileBatches):
         return TransientError(one_line(f"{where}: {': '.join(map(str, words))}", self._provider._key()))
 
 
-def _counts(batch: Mapping[str, Any]) -> tuple[int, int]:
+def _counts(batch: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(requests, answers, errors) of a batch."""
     counts = batch.get("request_counts") or {}
-    return whole_number(counts.get("total")), whole_number(counts.get("completed"))
+    total, done, failed = (whole_number(counts.get(key)) for key in ("total", "completed", "failed"))
+    return total, done, failed

@@ -265,9 +265,9 @@ class _BackgroundCalls:
         try:
             response = await self._provider._call("GET", f"/responses/{batch_id}", timeout_s=timeout_s)
         except ModelNotFound as error:  # HTTP 404: it was deleted
-            return BatchStatus("lost", 1, 0, error)
+            return BatchStatus("lost", error=error)
         is_running = response.get("status") in _RUNNING
-        return BatchStatus("running" if is_running else "ended", 1, int(not is_running))
+        return BatchStatus("running" if is_running else "ended", int(not is_running))
 
     async def results(
         self, batch_id: str, *, timeout_s: float

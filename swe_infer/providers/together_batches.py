@@ -70,11 +70,11 @@ class TogetherBatches(FileBatches):
         state = self._state(batch_id, job.get("status"))
         if state in _ENDED or (state == "FAILED" and (job.get("progress") or any(map(job.get, _FILES)))):
             is_whole = state == "COMPLETED" and job.get("progress") in (None, 100)
-            return BatchStatus("ended", 0, None if is_whole else 0)
+            return BatchStatus("ended", None if is_whole else 0)
         if state != "FAILED":
             return self._unended(batch_id, state, job.get("completed_at"))
         error = self._error_without_response(job.get("error"), self._provider._where(batch_id))
-        return BatchStatus("failed", 0, 0, error)
+        return BatchStatus("failed", error=error)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._call("POST", f"{_PATH}/{batch_id}/cancel", timeout_s, describes_failures=True)

@@ -610,6 +610,23 @@ def test_results_that_are_fewer_than_the_vendor_counts_cause_no_second_batch(ven
         collect_the_last_of_five(server, vendor, tmp_path, outcomes)
 
 
+@pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
+def test_errors_do_not_stand_for_answers_that_are_missing(vendor: str, tmp_path: Path) -> None:
+    def without_an_answer(content: bytes) -> bytes:
+        lines = content.splitlines()
+        answers = [line for line in lines if b"oken" in line]  # in usage
+        return b"\n".join(line for line in lines if line not in answers[:1])
+
+    with ApiServer(faults=[Fault("server_error", contains="fix it 3")]) as server:
+        server.batches.rewrite = without_an_answer
+        outcomes = Outcomes()
+        with pytest.raises(ProviderFatal, match=r"has 5 results, and 4 can be read"):
+            runner(server.url, vendor, tmp_path, cap="1").generate(requests(5), outcomes, threading.Event())
+        assert [type(outcome) for _, outcome in outcomes] == [Completion] * 3
+        assert set(server.log.answers_by_prompt().values()) == {1}
+        assert len(server.batches.submitted()) == 1
+
+
 def test_requests_of_unknown_batches_are_submitted_again_once_for_each_command(tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.rewrite = lambda content: b"<html>"
