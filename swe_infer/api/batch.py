@@ -61,6 +61,9 @@ _MEMORY_BYTES = 64_000_000
 _LONGEST_ID = 100
 """Characters of an unknown custom id that are compared."""
 
+_LONGEST_RUN_S = 86_400.0
+"""Within which vendors complete a batch."""
+
 _COUNTS_AT_ONCE = 8
 _READ_TOGETHER = 1 << 10
 """Samples of a prompt in one group."""
@@ -737,7 +740,7 @@ class Batches:
             "request_id": answer.request_id,
             f"{'response' if self.kind == 'background' else 'batch'}_id": batch.id,
         }
-        latency_s = round(time.time() - batch.planned_at, 3)
+        latency_s = round(max(0.0, time.time() - batch.planned_at), 3)  # the clock may have been set back
         return Completion(
             answer.text, answer.finish_reason, answer.usage, usd, latency_s, attempts=item.tries + 1, details=details
         )
@@ -791,11 +794,14 @@ class Batches:
         Raises:
             _StatusUnknown: the provider's list cannot be read.
         """
+        since = batch.planned_at
+        if since > time.time():  # the clock was ahead: a vendor would list it as too early
+            since = time.time() - _LONGEST_RUN_S
         asked_from = time.monotonic()
         wait_s = self._settings.first_poll_s
         while True:
             found = await self._with_retries(
-                lambda: self._provider.find(batch.label, since=batch.planned_at, timeout_s=self._provider.timeout_s),
+                lambda: self._provider.find(batch.label, since=since, timeout_s=self._provider.timeout_s),
                 is_listing=True,
             )
             known = {other.id for other in self._journal.open.values() if other is not batch}

@@ -35,6 +35,9 @@ ItemKey = tuple[str, int, int, str]
 """Instance, sample, turn, and :attr:`swe_infer.types.Request.auxiliary`."""
 IsRecorded = Callable[[tuple[str, int], int, str], bool]
 """Whether the answer to a key, turn and auxiliary request is in the run's records."""
+_LATEST = 1 << 37
+"""Unix time. A later one, as a clock may have shown, counts as unknown."""
+
 BatchKind = Literal["batch", "background"]
 """``background``: a response that is computed in the background, journaled as a batch of one request."""
 
@@ -213,7 +216,8 @@ def _replay(event: dict[str, Any], batches: dict[str, Batch], possibly_billed: d
         case "planned":
             items = {key: _item(*item) for key, item in event["items"].items()}
             kind: BatchKind = "background" if event.get("kind") == "background" else "batch"
-            planned_at, address = _checked(event["at"], int, float), _checked(event.get("address", ""), str)
+            at, address = _checked(event["at"], int, float), _checked(event.get("address", ""), str)
+            planned_at = at if 0 <= at < _LATEST else 0.0
             batches[label] = Batch(_checked(label, str), planned_at, items, kind=kind, address=address)
         case "submitted":
             batches[label].id = _checked(event["id"], str)

@@ -185,13 +185,15 @@ def test_a_stop_returns_at_once_and_the_next_try_collects(vendor: str, tmp_path:
         assert len(server.batches.submitted()) == 1
 
 
-def hand_in(url: str, directory: Path, wanted: list[Request]) -> None:
-    """Submits an open batch, ``swe-x``, as an earlier process."""
+def hand_in(
+    url: str, directory: Path, wanted: list[Request], *, vendor: str = "openai", ahead_s: float = 0.0
+) -> None:
+    """Submits an open batch, ``swe-x``, as an earlier process whose clock was ahead."""
     journal = Journal(directory)
     items = {f"swe-x-{n}": Item(r.instance_id, r.sample, journal.add_prompt(r.prompt)) for n, r in enumerate(wanted)}
-    journal.record_planned(Batch("swe-x", time.time(), items))
+    journal.record_planned(Batch("swe-x", time.time() + ahead_s, items))
     journal.close()
-    first = runner(url, "openai", directory)
+    first = runner(url, vendor, directory)
     provider, model = first.provider.deferred(), first.model
     assert isinstance(model, ApiModel)
     lines = {key: provider.batch_item(key, r, model) for key, r in zip(items, wanted, strict=True)}
@@ -234,6 +236,15 @@ def test_a_request_is_not_submitted_again_if_its_open_batch_is_collected_before_
         assert outcomes.by_key.keys() >= {r.key for r in requests(6)}
         assert all(isinstance(outcome, Completion) for _, outcome in outcomes)
         assert set(server.log.answers_by_prompt().values()) == {1}
+
+
+@pytest.mark.parametrize(("vendor", "ahead_s"), [("openai", 3600.0), ("openai", 1e300), ("anthropic", 3600.0)])
+def test_a_batch_of_a_process_whose_clock_was_ahead_is_found(vendor: str, ahead_s: float, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        hand_in(server.url, tmp_path, requests(2), vendor=vendor, ahead_s=ahead_s)
+        outcomes = run(runner(server.url, vendor, tmp_path), requests(2))
+        assert [o.latency_s >= 0 for o in outcomes.values() if isinstance(o, Completion)] == [True, True]
+        assert len(server.batches.submitted()) == 1
 
 
 def test_unreadable_journal_lines_do_not_affect_others(tmp_path: Path) -> None:
