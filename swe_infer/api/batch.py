@@ -49,7 +49,7 @@ from swe_infer.options import Option
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
 from swe_infer.providers.usage import checked_usage
 from swe_infer.redaction import without_credentials
-from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
+from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip
 
 T = TypeVar("T")
 
@@ -194,7 +194,6 @@ class Batches:
         self._stopped: asyncio.Task[None]
         """Ends when ``stop`` is set."""
         self.submitted = 0
-        self.usage = Usage()
 
     @property
     def open(self) -> int:
@@ -287,15 +286,15 @@ class Batches:
                 is_recorded = self._is_recorded(request.key, request.turn, request.auxiliary)
                 if key in self._reported_unread or is_recorded:
                     continue  # a batch was collected since the request was made
-                if (hit := self._cached(request)) is not None:
+                if key in self._in_batches:  # its answer is paid for
+                    self._in_batches.discard(key)
+                elif (hit := self._cached(request)) is not None:
                     self._on_outcome(request, hit)
                     continue
-                self._wanted.add(key)
-                self._asked.add(key)
-                if key in self._in_batches:
-                    self._in_batches.discard(key)
                 else:
                     self._pending.append(replace(item, offset=self._offset(request.prompt)))
+                self._wanted.add(key)
+                self._asked.add(key)
         return bool(self._pending)
 
     def _offset(self, prompt: Prompt) -> int:
@@ -729,7 +728,6 @@ class Batches:
         return {"possibly_billed_usd": str(usd)} if usd else {}
 
     def _completion(self, batch: Batch, item: Item, answer: Answer, usd: Decimal | None) -> Completion:
-        self.usage += answer.usage
         answer = answer.cut_at(self._decoding.stop)
         details = {
             **answer.details,

@@ -247,6 +247,29 @@ def test_a_batch_of_a_process_whose_clock_was_ahead_is_found(vendor: str, ahead_
         assert len(server.batches.submitted()) == 1
 
 
+def test_a_request_in_an_open_batch_is_not_answered_from_the_response_cache_too(tmp_path: Path) -> None:
+    decoding = Decoding(temperature=0.0)
+    wanted = [replace(each, decoding=decoding) for each in requests(2)]
+    with ApiServer() as server:
+
+        def sharing(name: str) -> ApiRunner:
+            api = runner(server.url, "openai", tmp_path / name)
+            api = replace(api, decoding=decoding, response_cache=str(tmp_path / "cache"))
+            api.bind(context(tmp_path / name))
+            return api
+
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+        server.batches.held = True
+        stopped_once_submitted(sharing("first"), tmp_path / "first", wanted)
+        server.batches.held = False
+        run(sharing("second"), wanted)
+        outcomes = Outcomes()
+        sharing("first").generate(wanted, outcomes, threading.Event())
+        assert len(outcomes) == 2
+        assert sum(o.cost_usd or 0 for _, o in outcomes if isinstance(o, Completion)) == server.log.cost_usd() / 2
+
+
 def test_unreadable_journal_lines_do_not_affect_others(tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.held = True
