@@ -263,16 +263,25 @@ class _BackgroundCalls:
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
         try:
-            response = await self._provider._call("GET", f"/responses/{batch_id}", timeout_s=timeout_s)
+            response = await self._response(batch_id, timeout_s)
         except ModelNotFound as error:  # HTTP 404: it was deleted
             return BatchStatus("lost", error=error)
         is_running = response.get("status") in _RUNNING
         return BatchStatus("running" if is_running else "ended", int(not is_running))
 
+    async def _response(self, batch_id: str, timeout_s: float) -> dict[str, Any]:
+        """Raises TransientError with status 200 if the body is no response: the answer may still come."""
+        response = await self._provider._call("GET", f"/responses/{batch_id}", timeout_s=timeout_s)
+        if not isinstance(response.get("status"), str) and not response.get("output"):
+            raise self._provider._unreadable("without a status", self._provider._where(batch_id), {})
+        return response
+
     async def results(
         self, batch_id: str, *, timeout_s: float
     ) -> AsyncGenerator[tuple[str, Answer | RequestError], None]:
-        response = await self._provider._call("GET", f"/responses/{batch_id}", timeout_s=timeout_s)
+        response = await self._response(batch_id, timeout_s)
+        if response.get("status") in _RUNNING:  # from another server of a gateway
+            raise self._provider._unreadable("not complete yet", self._provider._where(batch_id), {})
         try:
             yield ONLY_ITEM, self._provider.parse_answer(response, None, self._provider._where(batch_id), {})
         except RequestError as error:

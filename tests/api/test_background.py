@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import threading
@@ -26,6 +27,8 @@ from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Out
 from tests.api.scripted import context, requests
 from tests.api.test_batches import FAST, QUICK, child_of, run, stopped_once_submitted
 from tests.api.test_runner import Outcomes
+from tests.support.api_hostile import hostile_server
+from tests.support.api_http import HttpRequest
 from tests.support.api_server import ApiServer, Fault
 from tests.support.steps import calls_of
 
@@ -303,3 +306,23 @@ def test_refusals_and_broken_responses_are_retried(tmp_path: Path, caplog: pytes
         assert sum("possibly_billed_usd" in o.details for o in completions) == 1
         assert len(server.batches.submitted()) == 4  # an error status means that nothing was accepted
         assert open_batches(tmp_path) == []
+
+
+def test_bodies_that_are_no_ended_response_lose_no_answer(tmp_path: Path) -> None:
+    running = {"id": "resp_1", "object": "response", "status": "in_progress", "model": "gpt-5.4", "output": []}
+    message = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "the answer"}]}
+    usage = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110}
+    ended = {**running, "status": "completed", "output": [message], "usage": usage}
+    bodies = iter([{}, running, {"detail": "a gateway's words"}, ended, {}, running, ended])
+    methods: list[str] = []
+
+    def body(request: HttpRequest) -> tuple[int, bytes]:
+        methods.append(request.method)
+        return 200, json.dumps(running if request.method == "POST" else next(bodies)).encode()
+
+    with hostile_server() as server:
+        server.bodies["gateway"] = body
+        (outcome,) = run(runner(f"{server.url}/gateway", tmp_path, cap="1"), requests(1)).values()
+    assert isinstance(outcome, Completion)
+    assert (outcome.text, outcome.attempts) == ("the answer", 1)
+    assert methods.count("POST") == 1
