@@ -232,7 +232,7 @@ class CostBudget:
                     self._wait_is_logged = True
                     logger.warning(
                         "%s=%s: requests wait for what is reserved for open batches of other runs (%s), which "
-                        "their commands collect",
+                        "their commands collect, or give up with runner.batches.unknown=again if they are lost",
                         key, f"{ledger.cap_usd.normalize():f}", ", ".join(runs[:_MOST_NAMED]),
                     )  # fmt: skip
 
