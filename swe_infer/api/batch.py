@@ -803,7 +803,8 @@ class Batches:
                 is_listing=True,
             )
             known = {other.id for other in self._journal.open.values() if other is not batch}
-            candidates = [f for f in found if f.id not in known and f.total in (0, len(batch.items))]
+            new = [f for f in found if f.id not in known]
+            candidates = [f for f in new if f.certain or f.total in (0, len(batch.items))]
             certain = [f.id for f in candidates if f.certain]
             if certain:
                 for surplus in certain[1:]:

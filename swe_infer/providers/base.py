@@ -277,7 +277,8 @@ class BatchStatus:
 class FoundBatch:
     """A batch in the vendor's list that may be the one that is looked up.
 
-    ``certain`` is False if the vendor identifies a batch only after it has ended (Anthropic).
+    ``certain`` is False if the vendor identifies a batch only after it has ended (Anthropic). Until then ``total``
+    may rule it out: its number of requests; 0: not known.
     """
 
     id: str

@@ -82,6 +82,8 @@ class BatchDesk:
         """Number of submissions that are accepted before the connection breaks without a response."""
         self.listing_status: int | None = None
         """The HTTP status of the response to a list request; None: the list."""
+        self.miscounted = 0
+        """How many requests too many OpenAI's list states for each batch."""
         self.answer_headers: dict[str, str] = {}
         """Headers of the current response."""
         self.rewrite: Callable[[bytes], bytes] = bytes
@@ -194,8 +196,10 @@ class BatchDesk:
                     return 400, _openai_error("Invalid input_file_id", "invalid_value")
                 return 200, _openai_batch(self._open_openai(body, dict(request.headers)))
             case "GET", []:
-                found = [b for b in reversed(self._batches.values()) if b.vendor == "openai"]
-                return 200, _page([_openai_batch(b) for b in found], request, "after")
+                found = [_openai_batch(b) for b in reversed(self._batches.values()) if b.vendor == "openai"]
+                for shown in found:
+                    shown["request_counts"]["total"] += self.miscounted
+                return 200, _page(found, request, "after")
             case _, [batch_id, *tail] if batch_id in self._batches:
                 if tail == ["cancel"]:
                     self._cancel(self._batches[batch_id], "cancelling")
