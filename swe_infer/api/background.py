@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 from swe_infer.api.batch import Batches, SubmissionLost
-from swe_infer.api.batch_journal import Batch, BatchKind, Item
+from swe_infer.api.batch_journal import Batch, BatchKind, Item, ItemKey
 from swe_infer.api.limits import Permit
 from swe_infer.api.reachability import Unreachable
 from swe_infer.api.retry import may_have_been_billed
@@ -34,7 +34,7 @@ class BackgroundResponses(Batches):
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self._permits: dict[str, Permit] = {}
-        self._refusals: dict[tuple[str, int, int, str], tuple[int, float]] = {}
+        self._refusals: dict[ItemKey, tuple[int, float]] = {}
         """By request, how often its submission has failed, and when it was first tried."""
 
     def _custom_id(self, label: str, number: int) -> str:

@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import inf
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from swe_infer.api.batch_journal import Batch, BatchKind, IsRecorded, Item, Journal, unrecorded_usd
+from swe_infer.api.batch_journal import Batch, BatchKind, IsRecorded, Item, ItemKey, Journal, unrecorded_usd
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.dispatch import by_prompt
@@ -158,12 +158,12 @@ class Batches:
         self._keep = keep
         self._over_budget = over_budget
         self._is_recorded = is_recorded
-        self._wanted: set[tuple[str, int, int, str]] = set()
-        self._asked: set[tuple[str, int, int, str]] = set()
+        self._wanted: set[ItemKey] = set()
+        self._asked: set[ItemKey] = set()
         """Requests that were read and have no outcome yet."""
-        self._in_batches: set[tuple[str, int, int, str]] = set()
+        self._in_batches: set[ItemKey] = set()
         """Requests in batches of an earlier process that were not read yet."""
-        self._reported_unread: set[tuple[str, int, int, str]] = set()
+        self._reported_unread: set[ItemKey] = set()
         """Requests of earlier processes whose outcomes were reported before they were read."""
         self._source: Iterator[list[Request]] = iter(())
         self._last_written: tuple[Prompt, int] | None = None
@@ -171,6 +171,8 @@ class Batches:
         self._address = without_credentials(provider.address).rstrip("/")
         self._reachability = Reachability([provider.address])
         self._pending: deque[Item] = deque()
+        self._following: set[asyncio.Task[None]] = set()
+        """Tasks that poll and collect batches."""
         self._polled: set[str] = set()
         """Labels of the batches that have not ended."""
         self._has_room = True
@@ -219,15 +221,13 @@ class Batches:
         self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], *key[2:])}
         self._budget.release_other_batches(self._journal.open)
         self._stopped = asyncio.create_task(self._watch())
-        following = {asyncio.create_task(self._follow(batch)) for batch in self._journal.open.values()}
+        self._following = {asyncio.create_task(self._follow(batch)) for batch in self._journal.open.values()}
         try:
-            await self._until_done(following)
+            await self._until_done()
             for item in self._pending:
                 self._report_unanswered(item)
         finally:
-            for task in (self._stopped, *following):
-                task.cancel()
-            await asyncio.gather(self._stopped, *following, return_exceptions=True)
+            await _cancel(self._stopped, *self._following)
         if self._unknown and not stop.is_set():
             raise self._still_open()
         if self._shortest_refused is not None and not stop.is_set():
@@ -237,9 +237,9 @@ class Batches:
         if self._journal.open:
             logger.info("%d %s continue at the provider; the same command collects them", self.open, self.nouns)
 
-    async def _until_done(self, following: set[asyncio.Task[None]]) -> None:
+    async def _until_done(self) -> None:
         """Submits pending requests and follows batches until nothing is left, or until the run is stopped."""
-        submitting: set[asyncio.Task[None]] = set()
+        following, submitting = self._following, set[asyncio.Task[None]]()
         try:
             while (
                 (not self._is_blocked and self._read_more()) or following or submitting
@@ -249,9 +249,9 @@ class Batches:
                     and (self._has_room or not (self._is_blocked or following or submitting))
                     and self._read_more()
                 ):
-                    submitting.add(asyncio.create_task(self._submit_pending(following)))
+                    submitting.add(asyncio.create_task(self._submit_pending()))
                     await asyncio.sleep(0)  # it removes its requests from the pending ones
-                waiting: set[asyncio.Task[Any]] = {*following, self._stopped, *submitting}
+                waiting = {*following, self._stopped, *submitting}
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for tasks in (following, submitting):
                     for task in done & tasks:
@@ -270,9 +270,7 @@ class Batches:
 
     async def _end_submissions(self, submitting: set[asyncio.Task[None]]) -> None:
         """Ends submissions in flight. As safe as a kill: a submitted batch is found by its label."""
-        for task in submitting:
-            task.cancel()
-        await asyncio.gather(*submitting, return_exceptions=True)
+        await _cancel(*submitting)
 
     def _read_more(self) -> bool:
         """Whether any request is pending. Reads requests until one is: prompts go to disk, keys stay in memory."""
@@ -316,7 +314,7 @@ class Batches:
 
     # Submission.
 
-    async def _submit_pending(self, following: set[asyncio.Task[None]]) -> None:
+    async def _submit_pending(self) -> None:
         """Submits the next batch."""
         if self._stop.is_set():
             return
@@ -326,8 +324,8 @@ class Batches:
             return
         with suppress(Halted):
             async with self._permission(label, chosen.values()):
-                if self._has_room or not following:
-                    await self._submit_chosen(label, chosen, encoded, following)
+                if self._has_room or not self._following:
+                    await self._submit_chosen(label, chosen, encoded)
                 else:
                     self._pending.extendleft(reversed(chosen.values()))
 
@@ -335,13 +333,7 @@ class Batches:
         """Waits for permission to submit. Raises Halted if the run is stopping."""
         return nullcontext()
 
-    async def _submit_chosen(
-        self,
-        label: str,
-        chosen: Mapping[str, Item],
-        encoded: Mapping[str, bytes],
-        following: set[asyncio.Task[None]],
-    ) -> None:
+    async def _submit_chosen(self, label: str, chosen: Mapping[str, Item], encoded: Mapping[str, bytes]) -> None:
         amounts, tight = await self._amounts(list(chosen.values()))
         held = {list(chosen)[index]: amounts[index] for index in self._budget.reserve_batch(label, amounts)}
         remaining = self._budget.remaining(wait=True)
@@ -355,7 +347,7 @@ class Batches:
         if not held:
             self._has_room = not waiting
             self._is_blocked = bool(waiting and self._unknown) and self._journal.open.keys() <= self._unknown.keys()
-            if waiting and not following and not self._is_blocked:  # wait for other processes
+            if waiting and not self._following and not self._is_blocked:  # wait for other processes
                 self._budget.log_wait()
                 await asyncio.sleep(self._settings.first_poll_s)
             return
@@ -363,7 +355,7 @@ class Batches:
         batch = Batch(label, time.time(), items, kind=self.kind, address=self._address)
         self._journal.record_planned(batch)  # before anything is awaited: a label without an entry is released
         if await self._submit(batch, {key: encoded[key] for key in held}):
-            following.add(asyncio.create_task(self._follow(batch)))
+            self._following.add(asyncio.create_task(self._follow(batch)))
 
     def _refuse(self, item: Item) -> None:
         """Skips a request that does not fit under a cap. If it may have been billed before, it has failed."""
@@ -598,14 +590,20 @@ class Batches:
             self._refused_alone += 1
 
     async def _ended(self, batch_id: str) -> BatchStatus:
-        wait_s = self._settings.first_poll_s
-        while True:
+        for wait_s in self._poll_intervals_s():
             status = await self._with_retries(
                 lambda: self._provider.status(batch_id, timeout_s=self._provider.timeout_s)
             )
             if status.state != "running":
-                return status
+                break
             await asyncio.sleep(wait_s)
+        return status
+
+    def _poll_intervals_s(self) -> Iterator[float]:
+        """Endless."""
+        wait_s = self._settings.first_poll_s
+        while True:
+            yield wait_s
             wait_s = min(self._settings.max_poll_s, wait_s * 1.5)
 
     async def _collect(self, batch: Batch, status: BatchStatus) -> None:
@@ -796,8 +794,7 @@ class Batches:
         if since > time.time():  # the clock was ahead: a vendor would list it as too early
             since = time.time() - _LONGEST_RUN_S
         asked_from = time.monotonic()
-        wait_s = self._settings.first_poll_s
-        while True:
+        for wait_s in self._poll_intervals_s():
             found = await self._with_retries(
                 lambda: self._provider.find(batch.label, since=since, timeout_s=self._provider.timeout_s),
                 is_listing=True,
@@ -815,9 +812,9 @@ class Batches:
                         logger.warning("batch %s cannot be cancelled: %s", surplus, error)
                 return certain[0]
             if not candidates and time.monotonic() - asked_from >= self._settings.settle_s:
-                return None
+                break
             await asyncio.sleep(wait_s if candidates else min(wait_s, 1.0))
-            wait_s = min(self._settings.max_poll_s, wait_s * 1.5)
+        return None
 
     async def _with_retries(self, call: Callable[[], Awaitable[T]], *, is_listing: bool = False) -> T:
         """Retries a call until it succeeds, because a batch of a day outlasts an outage of an hour.
@@ -915,3 +912,9 @@ def _may_be_billed(error: RequestError) -> bool:
     """Whether the result of a request in a batch may be billed. One without a status, such as an expired one, is
     not."""
     return error.in_answer or (error.status is not None and may_have_been_billed(error))
+
+
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
