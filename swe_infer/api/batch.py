@@ -509,8 +509,9 @@ class Batches:
                 self._polled.discard(batch.label)
             if status.state == "lost":
                 raise SubmissionLost(str(status.error))
-            if status.state != "failed":
+            if status.state != "failed" or not isinstance(status.error, RateLimited):  # it has run
                 self._refused_from, self._refused_alone = inf, 0
+            if status.state != "failed":
                 self._most = min(self._limit, max(self._most, 2 * len(batch.items)))
                 await self._collect(batch, status)
                 return
@@ -529,7 +530,6 @@ class Batches:
             await self._postpone(batch, error, self._refused_alone + 1)
             return
         logger.warning("batch %s failed: %s", batch.label, error)
-        self._refused_from = inf
         if isinstance(error, TransientError):
             await self._back_off(error, 1)
             self._retry_items(batch.items.values())
@@ -577,13 +577,13 @@ class Batches:
         self._resubmit(batch, type(error).__name__)
         self._has_room = not self._polled
         if self._polled:
-            self._refused_from = inf
-        elif time.monotonic() - self._refused_from >= self._retry.total_s:
+            return
+        if time.monotonic() - self._refused_from >= self._retry.total_s:
             raise ProviderFatal(
                 f"no batch could run for runner.retry.total_s={self._retry.total_s:g} s: {error}; the same command "
                 "submits the remaining requests"
             )
-        elif len(batch.items) > 1:
+        if len(batch.items) > 1:
             self._most = -(-len(batch.items) // 2)
             logger.warning("the vendor takes fewer requests at once: further batches have at most %d", self._most)
         else:
