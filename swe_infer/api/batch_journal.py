@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -102,7 +103,9 @@ class Journal:
     def add_prompt(self, prompt: Prompt) -> int:
         """Appends a prompt and returns its offset. :meth:`record_planned` syncs it to disk."""
         offset = os.lseek(self._prompts, 0, os.SEEK_END)
-        _write(self._prompts, {name: value for name, value in asdict(prompt).items() if value != ()})
+        kept = {name: value for name, value in asdict(prompt).items() if value != ()}
+        with _named(self._prompts_path):
+            _write(self._prompts, kept)
         return offset
 
     def prompt(self, offset: int) -> Prompt:
@@ -128,7 +131,8 @@ class Journal:
         items = {
             key: [i.instance_id, i.sample, i.offset, i.tries, i.usd, *_further(i)] for key, i in batch.items.items()
         }
-        os.fsync(self._prompts)
+        with _named(self._prompts_path):
+            os.fsync(self._prompts)
         kind = {} if batch.kind == "batch" else {"kind": batch.kind}
         facts = {"label": batch.label, "at": batch.planned_at, "address": batch.address, **kind}
         self._append({"event": "planned", **facts, "items": items})
@@ -160,8 +164,9 @@ class Journal:
             self._prompts_path.unlink(missing_ok=True)
 
     def _append(self, event: dict[str, Any]) -> None:
-        _write(self._file, event)
-        os.fsync(self._file)
+        with _named(self._path):
+            _write(self._file, event)
+            os.fsync(self._file)
 
 
 def unrecorded_usd(possibly_billed: Mapping[ItemKey, Decimal], is_recorded: IsRecorded) -> Decimal:
@@ -256,10 +261,8 @@ def _checked(value: Any, *kinds: type) -> Any:
 
 def _appended(path: Path) -> int:
     """A descriptor that appends to ``path``; a torn last line is removed."""
-    try:
+    with _named(path):
         descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
     size = os.fstat(descriptor).st_size
     keep, block = size, 1 << 20
     while keep and os.pread(descriptor, 1, keep - 1) != b"\n":
@@ -271,6 +274,21 @@ def _appended(path: Path) -> int:
 
 
 def _write(descriptor: int, value: Any) -> None:
+    """Appends a line, or nothing if it raises: the next line would be unreadable after a part of this one."""
     line = json.dumps(value, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
-    while line:
-        line = line[os.write(descriptor, line) :]
+    size = os.fstat(descriptor).st_size
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the file in errors."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from None

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 import pytest
 
+from benchmarks.torture.shortages import mounted
 from swe_infer.api.batch import BatchSettings
 from swe_infer.api.batch_journal import Batch, Item, Journal, open_batches
 from swe_infer.api.ledger import Ledger
 from swe_infer.api.pricing import price_table_for
 from swe_infer.api.retry import Retry
-from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound, ProviderFatal
+from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound, ProviderFatal, StoreError
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.base import Provider
 from swe_infer.providers.openai_chat import OpenAIChat
@@ -359,6 +360,26 @@ def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:
     assert open_batches(tmp_path) == []
 
 
+def test_a_full_disk_is_named_and_costs_no_later_event(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", 100) as is_mounted:
+        if not is_mounted:
+            pytest.skip("may not mount a file system")
+        folder = tmp_path / "disk"
+        journal = Journal(folder)
+        offset = journal.add_prompt(Prompt(None, "x"))
+        items = {f"swe-0-{number}": Item(f"i{number}", 0, offset) for number in range(200)}
+        journal.record_planned(Batch("swe-first", 1.0))
+        with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(512))
+        with pytest.raises(StoreError, match=r"batches\.jsonl: cannot be written \(No space left on device\)"):
+            journal.record_planned(Batch("swe-0", 1.0, items))
+        (folder / "filler").unlink()
+        journal.record_planned(Batch("swe-last", 1.0, items))
+        assert [batch.label for batch in open_batches(folder)] == ["swe-first", "swe-last"]
+        journal.close()
+
+
 CHILD = """
 import json, os, sys, threading
 from dataclasses import replace
@@ -374,6 +395,7 @@ def keep(request, outcome):
     with records.open("a") as file:
         file.write(json.dumps(request.key) + "\\n")
 wanted = [r for r in requests(60, samples=2) if r.key not in done]
+from benchmarks.torture.shortages import mounted
 from swe_infer.api.batch import BatchSettings
 batches = BatchSettings(max_requests=25, first_poll_s=0.02, max_poll_s=0.05, settle_s=0.3)
 api = runner(url, vendor, Path(directory), cap="1", batches=batches)
