@@ -320,7 +320,7 @@ class Chain:
                     delay_s = None
                 if delay_s is None:
                     fatal = endpoint.first_answers.fatal_error(
-                        flight.request.instance_id, error, endpoint.provider, endpoint.model
+                        flight.request.instance_id, error, flight.attempts, endpoint.provider, endpoint.model
                     )
                     if fatal is not None and self._endpoints.fail_over(endpoint, fatal):
                         continue
@@ -709,7 +709,7 @@ def _with_key(error: RequestError, endpoint: Endpoint) -> RequestError:
     else:
         return error
     if "; check " not in str(error):
-        error.args = (f"{error}; check {key}",)
+        error.args = (f"{str(error).rstrip('.')}; check {key}",)
     return error
 
 

@@ -14,9 +14,12 @@ from swe_infer.types import ApiModel
 
 _MANY = 5
 """Instances with the same error, and no answer, after which the run stops."""
-_OF_CONFIGURATION = (None, 200, 400, 403, 405, 415, 422)
+_OF_CONFIGURATION = (None, 200, 400, 403, 405, 415, 422, 500)
 """HTTP statuses of such errors. With status 200 the answer is unreadable; None is that of an error in the body of an
-answer. Firewalls and gateways send 403 without a vendor's error."""
+answer. Firewalls and gateways send 403 without a vendor's error. LiteLLM's proxy without its database client answers
+500 where the API key is missing."""
+_TRIES_OF_500 = 3
+"""Tries of a request after which a 500 counts: it may pass."""
 _VARYING = re.compile(r"\w*\d\w*")
 
 _KEYS = (
@@ -51,10 +54,16 @@ class FirstAnswers:
         self._instances: dict[str, set[str]] = {}
 
     def fatal_error(
-        self, instance_id: str, error: RequestError, provider: Provider, model: ApiModel
+        self, instance_id: str, error: RequestError, attempts: int, provider: Provider, model: ApiModel
     ) -> ProviderFatal | None:
-        """Records an error that is not retried. Returns the error that ends the run, if it must end."""
+        """Records an error that is not retried. Returns the error that ends the run, if it must end.
+
+        Args:
+            attempts: to send the request, all with errors.
+        """
         if self.answered or error.status not in _OF_CONFIGURATION:
+            return None
+        if error.status == 500 and attempts < _TRIES_OF_500:
             return None
         if not isinstance(error, InvalidRequest) and not (isinstance(error, TransientError) and error.status):
             return None
@@ -63,12 +72,13 @@ class FirstAnswers:
         if len(alike) < _MANY:
             return None
         fatal = ProviderFatal(
-            f"{error}; the first {_MANY} requests failed alike, so the run stops: check "
+            f"{str(error).rstrip('.')}; the first {_MANY} requests failed alike, so the run stops: check "
             f"{_key_of(error, provider, model)}",
             status=error.status,
             request_id=error.request_id,
         )
-        fatal.exit_status = 2
+        if error.status != 500:
+            fatal.exit_status = 2
         return fatal
 
 
@@ -87,6 +97,6 @@ def _key_of(error: RequestError, provider: Provider, model: ApiModel) -> str:
     for pattern, key in _KEYS:
         if any(re.fullmatch(pattern, word) for word in words):
             return key or keys_of_the_api_key(provider)
-    if error.status == 403:
+    if error.status in (403, 500):
         return f"{keys_of_the_api_key(provider)} and provider.base_url"
     return "model.name, model.extra_body and provider.base_url"

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -124,9 +125,24 @@ def test_a_run_whose_first_answers_are_one_refusal_stops_and_names_the_key(
     )
     assert type(asked.error) is kind
     assert key in str(asked.error)
+    assert ".;" not in str(asked.error)
     assert asked.error.exit_status == 2
     assert len(asked.bodies) < 60
     assert all(isinstance(outcome, Failure) for outcome in asked.outcomes.values())
+
+
+def test_a_server_that_has_answered_500_alone_stops_the_run_after_all_tries_of_five_instances() -> None:
+    # BerriAI/litellm 1.108.7 without prisma answers so if no key is sent
+    asked = Served(
+        lambda _: (500, "Internal Server Error"), requests(60), "text/plain",
+        limits=Limits(start=1, doubling_s=1e6),
+    )  # fmt: skip
+    assert isinstance(asked.error, ProviderFatal)
+    assert asked.error.exit_status == 1
+    assert "provider.api_key_env and provider.base_url" in str(asked.error)
+    tried = Counter(json.dumps(body) for body in asked.bodies)
+    assert sorted(tried.values())[-5:] == [12] * 5
+    assert len(tried) < 60
 
 
 def test_the_same_refusal_after_an_answer_or_of_few_instances_costs_those_requests_alone() -> None:
