@@ -155,10 +155,11 @@ class Alerts:
         if self._failure_rate is not None and answered >= 20 and failed > self._failure_rate * answered:
             due.append(("Many failures", f"{failed} of {answered} samples have failed."))
             self._failure_rate = None
-        cost = number(totals.get("cost_usd"))
+        charged = [number(totals.get(key)) or 0.0 for key in ("cost_usd", "possibly_billed_usd")]
         limit = self._budget_share * self._max_usd if self._budget_share and self._max_usd else None
-        if limit is not None and cost is not None and cost >= limit:
-            due.append(("Budget nearly used", f"{cost:.4f} of {self._max_usd:.4f} dollars are spent."))
+        if limit is not None and sum(charged) >= limit:
+            also = f", and {charged[1]:.4f} may have been billed" if charged[1] else ""
+            due.append(("Budget nearly used", f"{charged[0]:.4f} of {self._max_usd:.4f} dollars are spent{also}."))
             self._budget_share = None
         return due
 

@@ -108,6 +108,10 @@ def test_each_alert_comes_once_and_only_when_it_is_due() -> None:
     due = alerts.due({"completed": 96, "failed": 40, "cost_usd": Decimal("0.9")})
     assert [title for title, _ in due] == ["Many failures", "Budget nearly used"]
     assert alerts.due({"completed": 96, "failed": 40, "cost_usd": 0.95}) == []
+    billed = {"completed": 4, "cost_usd": Decimal("0.3"), "possibly_billed_usd": Decimal("0.61")}
+    assert Alerts(None, 0.9, 1.0).due(billed) == [
+        ("Budget nearly used", "0.3000 of 1.0000 dollars are spent, and 0.6100 may have been billed.")
+    ]
     assert Alerts(None, None, 1.0).due({"completed": 0, "failed": 100, "cost_usd": 2}) == []
 
 
