@@ -9,7 +9,8 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NoReturn
 
@@ -101,6 +102,13 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, name)
         else:
             yield name, value
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """The last part of each key, or all of it if several keys end so, or if it ends in ``name``."""
+    lasts = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(lasts.values())
+    return {key: key if counts[last] > 1 or last == "name" else last for key, last in lasts.items()}
 
 
 def clean(text: str) -> str:

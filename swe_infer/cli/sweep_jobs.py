@@ -14,7 +14,7 @@ from swe_infer.files import read_regular, write_atomically
 from swe_infer.redaction import command_without_secrets
 from swe_infer.run_directory.objective import Objective
 from swe_infer.run_directory.provenance import SweepMembership
-from swe_infer.text import bounded_json
+from swe_infer.text import bounded_json, short_keys
 
 LOST = 1
 """The exit status of a job whose process died before it ended."""
@@ -91,11 +91,7 @@ def membership(directory: Path, overrides: Sequence[str]) -> SweepMembership:
         if (key := key.lstrip("+")).partition("@")[0] in swept:
             text = text_value(override)
             values[key] = command_without_secrets(value if text is None else text)
-    leaves = [key.rpartition(".")[2] for key in values]
-    name = " ".join(
-        f"{leaf if leaves.count(leaf) == 1 else key}={_rounded(value)}"
-        for leaf, (key, value) in zip(leaves, values.items(), strict=True)
-    )
+    name = " ".join(f"{short}={_rounded(values[key])}" for key, short in short_keys(values).items())
     return SweepMembership(directory.resolve().name, name, tuple(f"{key}={value}" for key, value in values.items()))
 
 

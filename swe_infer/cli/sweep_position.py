@@ -18,6 +18,7 @@ from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import covered_samples, sum_usd
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.runners.progress import OtherRuns, SweepView
+from swe_infer.text import short_keys
 
 _REFRESH_S = 2.0
 _LONGEST_LABEL = 60
@@ -115,11 +116,7 @@ def _cost_of(summary: Mapping[str, Any], point: PlannedPoint) -> Decimal | None:
 
 def short_overrides(overrides: Sequence[str], swept: Sequence[str]) -> str:
     """The overrides of swept keys by the last part of the key: ``temperature=0.6 n=4``."""
-    names = [key.rpartition(".")[2] for key in swept]
-    parts = []
-    for key, _, value in (override.lstrip("+").partition("=") for override in overrides):
-        if key in swept:
-            name = key.rpartition(".")[2]
-            parts.append(f"{name if names.count(name) == 1 else key}={value}")
-    text = " ".join(parts)
+    names = short_keys(swept)
+    assigned = (override.lstrip("+").partition("=") for override in overrides)
+    text = " ".join(f"{names[key]}={value}" for key, _, value in assigned if key in names)
     return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from swe_infer.compare.loading import LoadedRun
 from swe_infer.conf_files import parameters_at
-from swe_infer.text import shown
+from swe_infer.text import short_keys, shown
 
 _DECIDING = ("model", "prompt", "context", "decoding", "dataset", "selection", "feedback", "provider", "rules")
 """Groups with keys that decide answers or which of them is submitted. Labels name keys of the first groups first."""
@@ -91,7 +91,7 @@ def labels(runs: Sequence[LoadedRun], keys: Sequence[str]) -> list[str]:
 
 
 def _label(config: Mapping[str, Any], keys: Sequence[str]) -> str:
-    parts = []
+    parts, names = [], short_keys(keys)
     for key in keys:
         value = next((config[k] for k in _MODEL_KEYS if config.get(k)), None) if key == _MODEL else config.get(key)
         if value is None:
@@ -99,13 +99,8 @@ def _label(config: Mapping[str, Any], keys: Sequence[str]) -> str:
         text = shown(value)
         if "/" in text:
             text = text.rstrip("/").rpartition("/")[2]
-        parts.append(text if key == _MODEL else f"{_short(key, keys)}={text}")
+        parts.append(text if key == _MODEL else f"{names[key]}={text}")
     return " ".join(parts)
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    last = key.rpartition(".")[2]
-    return key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
 
 
 def repeated_runs(runs: Sequence[LoadedRun]) -> list[list[int]]:

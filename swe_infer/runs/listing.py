@@ -18,7 +18,7 @@ from swe_infer.run_directory.lock import is_locked
 from swe_infer.run_directory.provenance import Provenance, read_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, sweep_runs
-from swe_infer.text import clean, flatten, shown
+from swe_infer.text import clean, flatten, short_keys, shown
 
 State = Literal["running", "complete", "interrupted", "failed", "damaged"]
 
@@ -232,10 +232,9 @@ def distinguishing_keys(runs: Sequence[ListedRun], differing: Sequence[str]) -> 
 
 def values_of(run: ListedRun, keys: Sequence[str]) -> str:
     """The values of some keys in one line, such as ``temperature=0.2 top_p=1.0``."""
-    names = [key.rpartition(".")[2] for key in keys]
     return " ".join(
-        f"{name if names.count(name) == 1 else key}={shown(run.config[key])}"
-        for name, key in zip(names, keys, strict=True)
+        f"{name}={shown(run.config[key])}"
+        for key, name in short_keys(keys).items()
         if run.config.get(key) is not None
     )
 

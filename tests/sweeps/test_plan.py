@@ -153,6 +153,7 @@ def test_what_differs_is_shown_by_the_last_part_of_a_key() -> None:
     overrides = ["decoding=sample", "decoding.temperature=0.6", "+dataset.limit=3", "x.limit=4"]
     swept = ["decoding.temperature", "dataset.limit", "x.limit"]
     assert short_overrides(overrides, swept) == "temperature=0.6 dataset.limit=3 x.limit=4"
+    assert short_overrides(["provider.name=a"], ["provider.name"]) == "provider.name=a"
 
 
 COUNT = """
