@@ -576,7 +576,7 @@ class Budget:
     ] = None
     across: Annotated[
         Literal["ledger", "division"],
-        Option("How shards share caps: ledger: in one ledger; division: in equal parts.", "scope"),
+        Option("How shards share a cap: ledger: sweep_max_usd; division: max_usd, in equal parts.", "scope"),
     ] = "ledger"
     ledger: Annotated[
         str | None,

@@ -9,7 +9,7 @@ import logging
 import operator
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -107,13 +107,14 @@ def is_parallel(config: DictConfig) -> bool:
 
 @dataclass
 class _Paid:
-    """Sums over the points whose answers may be billed."""
+    """Sums over the points whose answers may be billed. ``divided``: shards get equal parts of max_usd."""
 
     points: int = 0
     requests: int = 0
     usd: Range = field(default_factory=lambda: Range(Decimal(0), Decimal(0)))
     unpriced_requests: int = 0
     spent_usd: Decimal = Decimal(0)
+    divided: bool = False
     caps: dict[str, set[Decimal | None]] = field(default_factory=lambda: {"sweep_max_usd": set(), "max_usd": set()})
 
 
@@ -190,6 +191,7 @@ class _Planner:
         else:
             paid.unpriced_requests += times * estimate.requests
         paid.spent_usd += rest.cost_usd or Decimal(0)
+        paid.divided |= budget.across == "division"
         for key, values in paid.caps.items():
             values.add(getattr(budget, key))
         return int(estimate.output_tokens.low)  # at least one token for each answer
@@ -221,7 +223,7 @@ class _Planner:
         parts = [points, f"{about}{paid.requests:,} request{'s' * (paid.requests != 1)}", about + _cost(paid)]
         if paid.spent_usd:
             parts.append(f"{dollars(paid.spent_usd)} paid before")
-        return " · ".join([f"{self._label}: {parts[0]}", *parts[1:], _cap(paid.caps)])
+        return " · ".join([f"{self._label}: {parts[0]}", *parts[1:], _cap(paid)])
 
 
 def _cost(paid: _Paid) -> str:
@@ -233,13 +235,13 @@ def _cost(paid: _Paid) -> str:
     return f"{cost} and {unpriced}" if unpriced else cost
 
 
-def _cap(caps: Mapping[str, set[Decimal | None]]) -> str:
+def _cap(paid: _Paid) -> str:
     parts = []
-    for key, per_run in (("sweep_max_usd", ""), ("max_usd", " for each run")):
-        known = sorted(value for value in caps[key] if value is not None)
+    for key, scope in (("sweep_max_usd", ""), ("max_usd", " in equal parts" if paid.divided else " for each run")):
+        known = sorted(value for value in paid.caps[key] if value is not None)
         if known:
             amount = " to ".join(dict.fromkeys(map(dollars, (known[0], known[-1]))))
-            some = " for some points" if None in caps[key] else per_run
+            some = " for some points" if None in paid.caps[key] else scope
             parts.append(f"cap {amount}{some} (budget.{key})")
     return ", ".join(parts) or "no cap"
 

@@ -89,6 +89,9 @@ def test_a_mixed_sweep_counts_its_paid_points_alone(tmp_path: Path) -> None:
             r"cap \$1\.0000 to \$2\.0000 for each run \(budget.max_usd\)",
             line_of(mixed.stdout),
         )
+        shards = ("model=gpt-4o", "shard.count=2", "shard.index=0,1", "budget.max_usd=1", "dry_run=true")
+        assert "cap $1.0000 for each run (budget.max_usd)" in line_of(sweep.run(*shards).stdout)
+        assert "cap $1.0000 in equal parts (" in line_of(sweep.run(*shards, "budget.across=division").stdout)
         local = sweep.run("decoding.seed=1,2", "dry_run=true")
         assert "sweep: " not in local.stdout + local.stderr.replace("outputs/sweeps", "")
 
