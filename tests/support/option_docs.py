@@ -25,9 +25,14 @@ _KEY = re.compile(r"(?P<indent> *)(?P<name>[\w-]+):(?P<value>.*?)(?P<comment>\s+
 _HEAD = """\
 # Options
 
-Every key of every group, with its default. The last column says what a key affects: `answer` keys are the identity
-of a run, and a change of any other resumes the same run. This page is made from the classes by
-`python -m tests.support.option_docs`.
+Every key, with its default. The last column says what a key affects: `answer` keys are the identity of a run, and a
+change of any other resumes the same run. An option may have other defaults than its class: `swe-infer --help
+provider=ollama` shows them. This page is made from the classes by `python -m tests.support.option_docs`.
+
+## Without a group
+
+| key | default | what |
+|---|---|---|
 """
 
 
@@ -96,30 +101,52 @@ def _is_leaf(value: Any) -> bool:
 
 def page() -> str:
     """The reference page."""
-    return _HEAD + "".join(_sections())
+    return _HEAD + "".join([*_rows_without_group(), *_sections()])
+
+
+def _rows_without_group() -> Iterator[str]:
+    """A row for each key of ``conf/config.yaml`` itself, with its comment, which may go on in further lines."""
+    text = (CONF / "config.yaml").read_text(encoding="utf-8")
+    for found in re.finditer(r"^(\w+): (\S+) +# (.+(?:\n +# .+)*)$", text, re.MULTILINE):
+        key, default, comment = found.groups()
+        what = " ".join(part.strip().removeprefix("# ") for part in comment.split("\n"))
+        yield f"| `{key}` | `{default}` | {what} |\n"
 
 
 def _sections() -> Iterator[str]:
-    seen: dict[str, list[str]] = {}
+    seen: dict[tuple[str, str], tuple[list[str], Mapping[str, Any]]] = {}
     for path in option_files():
-        option = str(path.relative_to(CONF).with_suffix(""))
-        for target in re.findall(r"_target_: (swe_infer\.\S+)", path.read_text(encoding="utf-8")):
-            seen.setdefault(target, [])
-            if option not in seen[target]:
-                seen[target].append(option)
-    for target, options in sorted(seen.items(), key=lambda item: item[1]):
-        rows = [row for parameter in parameters_of(class_of(target)).values() for row in _row(parameter)]
-        if rows:
-            heading = ", ".join(f"`{option}`" for option in options)
+        option = path.relative_to(CONF).with_suffix("")
+        for place, node in _nodes(yaml.safe_load(path.read_text(encoding="utf-8")), option.parent.parts):
+            name = str(option) if place == ".".join(option.parent.parts) else place
+            seen.setdefault((place, node["_target_"]), ([], node))[0].append(name)
+    for (place, target), (names, node) in sorted(seen.items(), key=lambda item: item[1][0]):
+        shown = [p for p in parameters_of(class_of(target)).values() if not _is_set_elsewhere(node.get(p.name))]
+        if rows := [row for parameter in shown for row in _row(place, parameter)]:
+            heading = ", ".join(f"`{name}`" for name in dict.fromkeys(names))
             yield f"\n## {heading}\n\n`{target}`\n\n| key | default | what | affects |\n|---|---|---|---|\n"
             yield "".join(rows)
 
 
-def _row(parameter: Parameter) -> Iterator[str]:
+def _nodes(node: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(dotted key, node) of each node with a class of this project."""
+    if isinstance(node, dict):
+        if str(node.get("_target_")).startswith("swe_infer."):
+            yield ".".join(place), node
+        for key, value in node.items():
+            yield from _nodes(value, (*place, str(key)))
+
+
+def _is_set_elsewhere(value: Any) -> bool:
+    """Whether a key has a section of its own, or the value of another key."""
+    return (isinstance(value, dict) and "_target_" in value) or (isinstance(value, str) and value.startswith("${"))
+
+
+def _row(place: str, parameter: Parameter) -> Iterator[str]:
     if parameter.option is not None:
         default = "" if parameter.default is parameter.empty else f"`{_shown(parameter.default)}`"
         doc = parameter.option.doc.replace("|", "\\|")
-        yield f"| `{parameter.name}` | {default} | {doc} | {parameter.option.effect} |\n"
+        yield f"| `{place}.{parameter.name}` | {default} | {doc} | {parameter.option.effect} |\n"
 
 
 def _shown(value: Any) -> str:
