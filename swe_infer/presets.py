@@ -202,6 +202,9 @@ def warnings_of(model: ApiModel, provider: str, today: date | None = None) -> li
         return []
     if (rules := newest_rules(model.name, vendor)) is not None:
         return [f"model.name={model.name}: there is no preset; the rules of {rules.option} apply"]
+    priced = None if model.price_as is None else preset_of(model.price_as, vendor)
+    if priced is not None and priced.model.parameters == model.parameters:
+        return []  # a gateway's own name for a model whose preset is chosen
     sent = ", ".join(model.parameters) or "none"
     return [
         f"model.name={model.name}: there is no preset of provider={vendor} for it, nor for its family; check "

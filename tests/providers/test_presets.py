@@ -124,6 +124,13 @@ def test_a_name_that_is_retired_new_or_unknown_is_said_in_one_line(
     assert said is None or said in lines[0]
 
 
+def test_a_gateway_s_own_name_for_a_model_has_the_rules_of_the_chosen_preset() -> None:
+    preset = replace(presets()["claude-sonnet-5-5"].model, name="ours", price_as="claude-sonnet-5-5", retires=None)
+    assert warnings_of(preset, "anthropic", TODAY) == []
+    assert len(warnings_of(replace(preset, parameters=("temperature",)), "anthropic", TODAY)) == 1
+    assert len(warnings_of(replace(preset, price_as=None), "anthropic", TODAY)) == 1
+
+
 def test_the_files_of_presets_are_not_read_for_a_model_that_says_when_it_retires() -> None:
     presets.cache_clear()
     assert warnings_of(ApiModel(name="gpt-4o", retires="2999-01-01"), "openai", TODAY) == []
