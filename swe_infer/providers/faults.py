@@ -237,7 +237,8 @@ def classify(
         return error
 
     if status is not None and 300 <= status < 400:
-        text = one_line(f"{where}: HTTP {status}, a redirect to another address, which is not followed", secret)
+        unfollowed = f"HTTP {status}, a redirect to another address, which is not followed; check provider.base_url"
+        text = one_line(f"{where}: {unfollowed}", secret)
         return made(ProviderFatal)
     rejected = status in (None, 400, 413, 422)
     # xAI refuses a prompt with 403, and Together one that is too long.
