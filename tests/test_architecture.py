@@ -97,6 +97,12 @@ def modules() -> list[Path]:
     )
 
 
+def test_the_tree_in_the_docs_has_every_package_and_module() -> None:
+    tree = (PACKAGE.parent / "docs" / "layout.md").read_text(encoding="utf-8").partition("hydra_plugins/")[0]
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in modules()}
+    assert [room for room in sorted(rooms) if (room if room.endswith(".py") else f"{room}/") not in tree] == []
+
+
 def test_imports_point_one_way() -> None:
     offenders = []
     for path in modules():
