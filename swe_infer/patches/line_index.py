@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Literal
 
-from swe_infer.patches.diff import PatchError, split_lines
+from swe_infer.patches.diff import PatchError, PathIndex, split_lines
 from swe_infer.patches.reflow import TokenIndex
 from swe_infer.patches.typography import plain
 
@@ -126,11 +127,15 @@ class LineIndex:
 
 
 class FileIndexes:
-    """The index of each file of a prompt, built on first use."""
+    """The files of a prompt, with the index of each one and that of their paths. Each is built on first use."""
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self.files = files
         self._made: dict[str, LineIndex] = {}
+
+    @cached_property
+    def paths(self) -> PathIndex:
+        return PathIndex(self.files)
 
     def __getitem__(self, path: str) -> LineIndex:
         if path not in self._made:

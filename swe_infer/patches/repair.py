@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -13,7 +13,6 @@ from swe_infer.patches.diff import (
     HunkHeader,
     Line,
     PatchError,
-    PathIndex,
     write_file,
     write_new_file,
 )
@@ -29,15 +28,15 @@ _MOST_FOLLOWING = 4
 """Hunks after one with several locations, of which one that has a single location is looked for."""
 
 
-def repair(sections: Sequence[Section], files: Mapping[str, str], index: PathIndex) -> tuple[str, list[str]]:
-    """Rewrites ``sections`` against ``files``. Returns the patch, and the distinct repairs in order.
+def repair(sections: Sequence[Section], indexes: FileIndexes) -> tuple[str, list[str]]:
+    """Rewrites ``sections`` against the files of ``indexes``. Returns the patch, and the distinct repairs in order.
 
     For files that are not in the prompt, only the counts are corrected.
 
     Raises:
         PatchError: a hunk matches no location, or more than one; the message says which.
     """
-    return _Repair(files, index).repair_sections(sections)
+    return _Repair(indexes).repair_sections(sections)
 
 
 @dataclass(slots=True)
@@ -60,15 +59,10 @@ class _File:
 
 @dataclass(slots=True)
 class _Repair:
-    files: Mapping[str, str]
-    index: PathIndex
+    indexes: FileIndexes
     repairs: list[str] = field(default_factory=list)
     parts: dict[str, str | _File] = field(default_factory=dict)
     views: int = 0
-    indexes: FileIndexes = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.indexes = FileIndexes(self.files)
 
     def repair_sections(self, sections: Sequence[Section]) -> tuple[str, list[str]]:
         for section in sections:
@@ -107,13 +101,13 @@ class _Repair:
     def _creates(self, patch: FilePatch, hunks: Sequence[Hunk]) -> bool:
         """Whether the only hunk for a file that is not in the prompt says that the file was empty or absent."""
         header = hunks[0].header if len(hunks) == 1 else None
-        if header is None or header.old_start or header.old_count or self.index.find(patch.path):
+        if header is None or header.old_start or header.old_count or self.indexes.paths.find(patch.path):
             return False
         return all(line.tag == "+" for line in hunks[0].lines)
 
     def _creation(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
         path = patch.path
-        if path in self.files:
+        if path in self.indexes.files:
             raise PatchError(f"{path}: already exists, but the patch creates it")
         if path in self.parts:
             if self.parts[path] == self._created(patch, hunks):
@@ -135,7 +129,7 @@ class _Repair:
         return write_new_file(patch.path, lines, patch.new_mode)
 
     def _removal(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
-        path = self.index.find(patch.old_path or "")
+        path = self.indexes.paths.find(patch.old_path or "")
         if path is None:
             return self._unknown(patch, hunks)
         file = self._file_edit(path, replace(patch, old_path=path, hunks=[]))
@@ -152,7 +146,7 @@ class _Repair:
             return self._unknown(patch, hunks)
         if patch.renamed or patch.copied:
             target = patch.new_path
-            if target in self.files or target in self.parts:
+            if target in self.indexes.files or target in self.parts:
                 raise PatchError(f"{target}: already exists, but the patch renames {path} to it")
         else:
             target = path
@@ -166,12 +160,12 @@ class _Repair:
         if patch.renamed or patch.copied:
             names = names[:1]
         for name in names:
-            if name in self.files:
+            if name in self.indexes.files:
                 if patch.old_path != patch.new_path and not (patch.renamed or patch.copied):
                     self._note(f"resolved two file names to {name}")
                 return name
         for name in names:
-            found = self.index.find(name)
+            found = self.indexes.paths.find(name)
             if found is not None:
                 self._note(f"resolved {name} to {found}")
                 return found
@@ -185,7 +179,7 @@ class _Repair:
             return part
         if part is not None:
             raise PatchError(f"{path}: the patch treats the file in two ways")
-        fresh = _File(patch, FileEdit(self.files[path]), self.indexes[path])
+        fresh = _File(patch, FileEdit(self.indexes.files[path]), self.indexes[path])
         self.parts[path] = fresh
         return fresh
 
@@ -237,7 +231,7 @@ class _Repair:
 
     def _unnamed(self, hunks: Sequence[Hunk]) -> None:
         """Applies hunks without a file header to the only file of the prompt that all of them match."""
-        matches = [path for path in self.files if _all_match(hunks, self.indexes[path])]
+        matches = [path for path in self.indexes.files if _all_match(hunks, self.indexes[path])]
         if len(matches) != 1:
             number = "no file" if not matches else "more than one file"
             raise PatchError(f"a hunk without a file header, which matches {number} of the prompt")
@@ -247,7 +241,7 @@ class _Repair:
 
     def _unknown(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
         """Rewrites the hunks for a file that is not in the prompt: only their counts can be corrected."""
-        if (why := why_absent(self.files, patch.old_path or "")) is not None:
+        if (why := why_absent(self.indexes.files, patch.old_path or "")) is not None:
             raise PatchError(f"{patch.path}: {why}")
         starts: list[tuple[int, int]] = []
         for hunk in hunks:

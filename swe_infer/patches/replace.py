@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, unsafe_path, write_new_file
+from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, unsafe_path, write_new_file
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine, line_diff
 from swe_infer.patches.indentation import file_indents, line_ends, reindent
 from swe_infer.patches.json_edits import find_json_edits
@@ -321,15 +321,13 @@ _READERS: Mapping[EditFormat | None, tuple[_Reader, ...]] = {
 }
 
 
-def replacements_to_patch(
-    replacements: Sequence[Replacement], files: Mapping[str, str], index: PathIndex
-) -> tuple[str, list[str]]:
+def replacements_to_patch(replacements: Sequence[Replacement], bases: FileIndexes) -> tuple[str, list[str]]:
     """The patch of ``replacements``, and the repairs.
 
     Raises:
         PatchError: a file is not in the prompt, or an old text is not in its file exactly once.
     """
-    writer = _Writer(files, index)
+    writer = _Writer(bases)
     for number, replacement in enumerate(replacements, 1):
         try:
             writer.add_replacement(replacement)
@@ -340,17 +338,12 @@ def replacements_to_patch(
 
 @dataclass(slots=True)
 class _Writer:
-    files: Mapping[str, str]
-    index: PathIndex
+    bases: FileIndexes
     notes: list[str] = field(default_factory=list)
     edits: dict[str, FileEdit] = field(default_factory=dict)
     created: dict[str, str] = field(default_factory=dict)
-    bases: FileIndexes = field(init=False)
     line_ends: dict[str, str] = field(default_factory=dict)
     views: int = 0
-
-    def __post_init__(self) -> None:
-        self.bases = FileIndexes(self.files)
 
     def text(self) -> str:
         texts = [edit.write(FilePatch(path, path, [Hunk(None)])) for path, edit in self.edits.items() if edit.changed]
@@ -369,9 +362,9 @@ class _Writer:
             self._create(replacement, new)
             return
         if path not in self.edits:
-            self.edits[path] = FileEdit(self.files[path])
+            self.edits[path] = FileEdit(self.bases.files[path])
         edit = self.edits[path]
-        if replacement.old is None or (not replacement.old.strip() and not self.files[path].strip()):
+        if replacement.old is None or (not replacement.old.strip() and not self.bases.files[path].strip()):
             self._rewrite(path, new, explicit=replacement.explicit)
             return
         divided = [_as_lines(old.replace("\r\n", "\n"), text.replace("\r\n", "\n")) for old, text in pairs]
@@ -394,11 +387,11 @@ class _Writer:
     def _path(self, replacement: Replacement) -> str | None:
         if replacement.path is None:
             return self._by_content([replacement.old or "", *(old for old, _ in replacement.divisions)])
-        path = self.index.clean(replacement.path)
+        path = self.bases.paths.clean(replacement.path)
         why = unsafe_path(path)
         if why is not None:
             raise PatchError(f"refused: {why}")
-        found = self.index.find(path)
+        found = self.bases.paths.find(path)
         if found is not None and found != path:
             self.notes.append(f"resolved {path} to {found}")
         return found
@@ -407,13 +400,13 @@ class _Writer:
         """The only file of the prompt that contains one of ``olds``."""
         for old in reversed([old for old in olds if old.strip()]):
             lines = old.replace("\r\n", "\n").removesuffix("\n").split("\n")
-            matches = [path for path in self.files if self.bases[path].find_all(lines, "trailing", 1)]
+            matches = [path for path in self.bases.files if self.bases[path].find_all(lines, "trailing", 1)]
             if len(matches) == 1:
                 return matches[0]
         raise PatchError("names no file, and its old text does not identify one")
 
     def _create(self, replacement: Replacement, new: str) -> None:
-        path = self.index.clean(replacement.path or "")
+        path = self.bases.paths.clean(replacement.path or "")
         if (replacement.old or "").strip() or not replacement.explicit:
             raise PatchError(f"{path} is not in the prompt")
         if path in self.created:
@@ -439,7 +432,7 @@ class _Writer:
         edit = self.edits[path]
         if edit.changed:
             raise PatchError(f"{path}: edits overlap")
-        if not new.strip() and self.files[path].strip():
+        if not new.strip() and self.bases.files[path].strip():
             raise PatchError(f"{path}: the new file is empty")
         shown = [shown_line(line) for line in edit.base]
         written = self._unnumbered(path, new.removesuffix("\n").split("\n"), shown)
@@ -531,7 +524,7 @@ class _Writer:
     def _line_end(self, path: str) -> str:
         """What most lines of a file have before their line feed."""
         if path not in self.line_ends:
-            content = self.files[path]
+            content = self.bases.files[path]
             self.line_ends[path] = "\r" if content.count("\r\n") * 2 > content.count("\n") else ""
         return self.line_ends[path]
 

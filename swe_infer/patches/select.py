@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from swe_infer.patches.diff import Hunk, PathIndex
@@ -55,7 +55,7 @@ def text_of(blocks: Sequence[Block]) -> str:
     return "\n".join(line for block in blocks for line in block.lines).rstrip("\n") + "\n"
 
 
-def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candidate]:
+def candidates(blocks: Sequence[Block], indexes: FileIndexes) -> list[Candidate]:
     """The candidates for the patch: one, or the first and the last version of it.
 
     Blocks in a tag such as ``<patch>`` take precedence, because prompts request it. Blocks that change the same lines
@@ -63,13 +63,12 @@ def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candid
     """
     tagged = [block for block in blocks if block.container == "tag"]
     note = ("took the patch that is tagged as one",) if 0 < len(tagged) < len(blocks) else ()
-    index = PathIndex(files)
-    read = [_parse_block(block, index) for block in tagged or blocks]
-    if not _are_versions(read, files, index):
+    read = [_parse_block(block, indexes.paths) for block in tagged or blocks]
+    if not _are_versions(read, indexes):
         return [_candidate(read, note, None)]
     if cut_off(read[-1].block) is not None and read[-1].paths() <= {p for one in read[:-1] for p in one.paths()}:
         read, note = read[:-1], (*note, "left out the last version, which is cut off")
-        if not _are_versions(read, files, index):
+        if not _are_versions(read, indexes):
             return [_candidate(read, note, None)]
     first, last = (
         _candidate(read, (*note, f"took the {word} version of a file"), _version_by_path(read, last=word == "last"))
@@ -148,19 +147,18 @@ def _candidate(read: Sequence[_Read], notes: tuple[str, ...], owners: dict[str, 
     )
 
 
-def _are_versions(read: Sequence[_Read], files: Mapping[str, str], index: PathIndex) -> bool:
+def _are_versions(read: Sequence[_Read], indexes: FileIndexes) -> bool:
     """Whether two blocks change the same lines of a file."""
     writers: dict[str, list[tuple[int, Section]]] = {}
     for number, one in enumerate(read):
         for section in one.sections:
             if section.patch.path:
                 writers.setdefault(section.patch.path, []).append((number, section))
-    indexes = FileIndexes(files)
     for path, written in writers.items():
         if len({number for number, _ in written}) < 2:
             continue
         spans = [
-            (*_span(hunk, indexes, index.find(path)), number)
+            (*_span(hunk, indexes, indexes.paths.find(path)), number)
             for number, section in written
             for hunk in section.patch.hunks
             if hunk.changes
