@@ -7,14 +7,17 @@ unique, and begin and end where lines of the file do. Lines that begin alike mus
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from swe_infer.patches.diff import Line
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-_CLOSING = frozenset(")]}")
+_COUNTED = re.compile(r"\n|\w+|,(?!\s*[)\]}])|[^\w\s(),]")
+"""A token that counts, or the end of a line."""
+_FIRST_CODE = ord("\n") + 1
 FEWEST_TOKENS = 6
 """Tokens of the shortest text that is looked for. Shorter ones differ too little from others."""
 
@@ -35,29 +38,30 @@ class TokenIndex:
     line_at: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = list(_tokens(self.lines))
-        self.starts = [0]
-        for number, tokens in enumerate(parts):
-            if tokens:
-                self.line_at[self.starts[-1]] = number
-            self.starts.append(self.starts[-1] + len(tokens))
-        try:
-            self.text = "".join(self.codes.setdefault(x, chr(len(self.codes) + 1)) for part in parts for x in part)
-        except ValueError:  # more distinct tokens than characters
-            self.text = ""
+        with suppress(ValueError):  # more distinct tokens than characters: none is known
+            self.codes = {x: chr(code) for code, x in enumerate(dict.fromkeys(_tokens(self.lines)), _FIRST_CODE)}
+        self.codes["\n"] = "\n"
+        parts = self._encoded(self.lines)
+        self.text = "".join(parts)
+        self.starts = [*accumulate(map(len, parts), initial=0)]
+        self.line_at = {start: number for number, start in enumerate(self.starts[:-1]) if parts[number]}
+
+    def _encoded(self, lines: Sequence[str]) -> list[str]:
+        """The tokens of each line. One that the file does not have is ``\\0``."""
+        return "".join([self.codes.get(token, "\0") for token in _tokens(lines)]).split("\n")[:-1]
 
     def find(self, old: Sequence[str]) -> range | None:
         """The only lines of the file with the tokens of ``old``."""
         start = self._start(old)
         if start is None:
             return None
-        found = self._range(start, self.starts[start] + sum(len(tokens) for tokens in _tokens(old)), old)
+        found = self._range(start, self.starts[start] + sum(map(len, self._encoded(old))), old)
         return found if found and _blanks(self.lines[found.start : found.stop]) == _blanks(old) else None
 
     def align(self, lines: Sequence[Line]) -> list[tuple[Line, int | None]] | None:
         """The lines of a hunk with those of the file in place of the old ones, each with its index in the file."""
         old = [line.text for line in lines if line.tag != "+"]
-        counts = iter([len(tokens) for tokens in _tokens(old)])
+        counts = map(len, self._encoded(old))
         at = self._start(old)
         if at is None:
             return None
@@ -82,8 +86,8 @@ class TokenIndex:
 
     def _start(self, old: Sequence[str]) -> int | None:
         """The line that the only match begins; None if lines that both have are indented differently."""
-        parts = list(_tokens(old))
-        pattern = "".join(self.codes.get(token, "\0") for tokens in parts for token in tokens)
+        parts = self._encoded(old)
+        pattern = "".join(parts)
         at = self.text.find(pattern) if len(pattern) >= FEWEST_TOKENS and "\0" not in pattern else -1
         if at < 0 or self.text.find(pattern, at + 1) >= 0:
             return None
@@ -112,19 +116,9 @@ def tokens_of(line: str) -> list[str]:
     return _TOKEN.findall(line)
 
 
-def _tokens(lines: Sequence[str]) -> Iterator[list[str]]:
-    """The tokens of each line that count."""
-    parts = [tokens_of(line) for line in lines]
-    following = ""
-    kept: list[list[str]] = []
-    for part in reversed(parts):
-        tokens: list[str] = []
-        for token in reversed(part):
-            if token not in "()" and not (token == "," and following in _CLOSING):
-                tokens.append(token)
-            following = token
-        kept.append(tokens[::-1])
-    return reversed(kept)
+def _tokens(lines: Sequence[str]) -> list[str]:
+    """The tokens that count, with ``\\n`` behind those of each line."""
+    return _COUNTED.findall("\n".join([*lines, ""]))
 
 
 def _blanks(lines: Sequence[str]) -> int:
