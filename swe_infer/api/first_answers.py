@@ -14,7 +14,7 @@ from swe_infer.types import ApiModel
 
 _MANY = 5
 """Instances with the same error, and no answer, after which the run stops."""
-_OF_CONFIGURATION = (None, 200, 400, 403, 405, 415, 422, 500)
+_OF_CONFIGURATION = (None, 200, 400, 403, 405, 415, 422, 500, 501)
 """HTTP statuses of such errors. With status 200 the answer is unreadable; None is that of an error in the body of an
 answer. Firewalls and gateways send 403 without a vendor's error. LiteLLM's proxy without its database client answers
 500 where the API key is missing."""

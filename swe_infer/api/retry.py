@@ -81,12 +81,12 @@ _NOT_SENT = (*_NOT_CONNECTED, "PoolTimeout")
 def may_have_been_billed(error: BaseException) -> bool:
     """Whether the provider may charge for a request that ended in ``error``.
 
-    A refusal or a redirect is not billed. A server that fails or times out (408, 500, 502, 504) may have answered
-    before, or its upstream server may have. A broken connection, a timeout, an unreadable answer or one in which the
-    server failed may be billed too, unless no connection was made, which the chain of causes shows.
+    A refusal or a redirect is not billed. A server that fails, times out or gives up (408, 460, 499, 500, 502, 504)
+    may have answered before, or its upstream server may have. A broken connection, a timeout, an unreadable answer or
+    one in which the server failed may be billed too, unless no connection was made, which the chain of causes shows.
     """
     if isinstance(error, RequestError) and not error.in_answer and error.status is not None and error.status >= 300:
-        return isinstance(error, TransientError) and (error.status >= 500 or error.status == 408)
+        return isinstance(error, TransientError) and (error.status >= 500 or error.status in (408, 460, 499))
     return not _caused_by(error, _NOT_SENT)
 
 

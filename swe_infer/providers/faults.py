@@ -30,8 +30,8 @@ _LONGEST_MESSAGE = 300
 _DEEPEST = 8
 _LONGEST_SEARCHED = 8192
 """Characters of an error's text that are searched for its class."""
-_MESSAGES = ("message", "Message", "error", "detail", "errors", "msg")
-"""Keys of the words of an error; the last two are Cloudflare's and Z.ai's."""
+_MESSAGES = ("message", "Message", "error", "detail", "errors", "msg", "error_msg", "title")
+"""Keys of the words of an error; from ``errors`` on Cloudflare's, Z.ai's, Baidu's and NVIDIA's."""
 
 _OVERFLOW_CODES = {
     "context_length_exceeded",
@@ -48,11 +48,14 @@ _OVERFLOW = re.compile(
     r"|reduce the length of the (messages|prompt|input)|maximum prompt length|exceeded model token limit"
     r"|\binputs. (tokens (\+|and) .max_new_tokens. must|must have less than)|prompt exceeds max length"
     r"|range of input length should be|exceeded limit on max bytes|token count\b.{0,40}\bexceeds"
-    r"|tokens in the prompt (exceeds|cannot exceed)",
+    r"|tokens in the prompt (exceeds|cannot exceed)|longer than the maximum model length|token length too long"
+    r"|number of input tokens .{0,40}cannot exceed|prompt length .{0,80}(exceeds? |greater than )max_",
     re.IGNORECASE,
 )
 """The words of many servers, but no names of parameters; from ``maximum prompt length`` on of xAI, Kimi,
-text-generation-inference, Z.ai, DashScope, GitHub and Cohere."""
+text-generation-inference, Z.ai, DashScope, GitHub, Cohere, vLLM, Kimi, watsonx, TensorRT-LLM and TabbyAPI."""
+_OVERFLOW_WITH_500 = re.compile(r"context size has been exceeded|input is too large to process", re.IGNORECASE)
+"""llama.cpp states both with status 500."""
 _THROTTLED = re.compile(r"too many (tokens|requests)( per day)?, please wait", re.IGNORECASE)
 """Bedrock's rate limit, whose words are close to those of an overflow."""
 _QUOTA_CODES = {
@@ -62,38 +65,65 @@ _QUOTA_CODES = {
     "billing_error",
     "access_terminated",
     "budget_exceeded",
+    "project_budget_exceeded",
+    "insufficient_user_quota",
+    "token_quota_reached",
 }
-"""The last one is LiteLLM's, for its own budgets."""
+"""``budget_exceeded`` is LiteLLM's, for its own budgets; the last two are One API's and watsonx's."""
 _QUOTA = re.compile(
-    r"credit balance is too low|exceeded your current quota|insufficient (credits|balance)|specified API usage limits"
-    r"|used all available credits|monthly spending limit|free-models-per-day|too many tokens per day"
-    r"|(tokens|requests) per day limit exceeded|key limit exceeded|budget has been exceeded|crossed budget",
+    r"credit balance is too low|exceeded your current quota|insufficient (credits|balance)"
+    r"|specified( workspace)? API usage limits|used all available credits|monthly spending limit|free-models-per-day"
+    r"|too many tokens per day|(tokens|requests) per day limit exceeded|key limit exceeded|budget has been exceeded"
+    r"|crossed budget|prepayment credits are depleted|monthly spending cap|have any credits|balance is insufficient"
+    r"|not enough balance|free tier of the model has been exhausted|per 86400s exceeded|API calls / month"
+    r"|daily free allocation|(daily|weekly|monthly) usage limit|call volume quota|token quota is exceeded"
+    r"|spend limit reached|\bTPD rate limit|\busage limit exceeded",
     re.IGNORECASE,
 )
-"""The words of many vendors; from ``specified API usage limits`` on of Anthropic's limit of a month, xAI, Fireworks,
-the limits of a day of OpenRouter, Bedrock and Cerebras, OpenRouter's limit of a key, and LiteLLM's budgets."""
-_QUOTA_STATUSES = (400, 403, 412, 429, 500)
-"""412 is Fireworks', 500 MiniMax's."""
+"""The words of many vendors; from ``specified API usage limits`` on of Anthropic's limits of a month, xAI, Fireworks,
+the limits of a day of OpenRouter, Bedrock and Cerebras, OpenRouter's limit of a key, LiteLLM's budgets, Gemini, xAI,
+SiliconFlow, Novita, DashScope, GitHub, Cohere, Cloudflare, Ollama, Azure's API Management, Groq, Kimi and MiniMax."""
+_QUOTA_STATUSES = (None, 400, 403, 412, 429, 500)
+"""412 is Fireworks', 500 MiniMax's. None: with status 200."""
 _TOKENS_PER_MINUTE = "error-code#token-limit"
 """In DashScope's ``insufficient_quota``, which is a rate limit (alibabacloud.com/help/en/model-studio/rate-limit)."""
 _GOOGLE_EXHAUSTED = "resource_exhausted"
-_NOT_PER_MINUTE = re.compile(r"per[_ ]?day|\blimit: 0\b", re.IGNORECASE)
-"""In Google's RESOURCE_EXHAUSTED: the quota of a day is used up, or the account has none for the model."""
+_NOT_PER_MINUTE = re.compile(
+    r"per[_ ]?day|\blimit: 0\b|prepayment credits are depleted|monthly spending cap", re.IGNORECASE
+)
+"""In Google's RESOURCE_EXHAUSTED: the quota of a day or the credit is used up, or the account has none for the
+model."""
 _FILTER_CODES = {"content_filter", "content_policy_violation", "invalid_prompt"}
 _FILTER = re.compile(
     r"blocked by content filtering|content management policy|content exists risk|content violates usage guidelines",
     re.IGNORECASE,
 )
 """The words of Anthropic, Azure, DeepSeek and xAI."""
-_MODEL_CODES = {"model_not_found", "DeploymentNotFound", "not_found_error", "OperationNotSupported"}
+_MODEL_CODES = {
+    "model_not_found",
+    "DeploymentNotFound",
+    "not_found_error",
+    "OperationNotSupported",
+    "model_not_supported",
+    "model_not_available",
+    "model_decommissioned",
+    "model_terms_required",
+    "unknown_model",
+    "unavailable_model",
+    "invalid_model",
+}
+"""From ``model_not_supported`` on of Hugging Face's router, Together, Groq, GitHub Models and Mistral."""
 _RATE_TYPES = {"rate_limit_error", "rate_limit_exceeded", "token_limit_exceeded"}
 _OVERLOAD_TYPES = {"overloaded_error", "slow_down", "engine_overloaded", "capacity_exceeded"}
 _TRANSIENT_TYPES = {"api_error", "server_error", "timeout_error", "vector_store_timeout"}
 _ACCESS_TYPES = {"authentication_error", "permission_error", "invalid_api_key"}
 _REJECTION_TYPES = {"invalid_request_error", "request_too_large", "invalid_value", "unsupported_parameter"}
 _UNKNOWN_MODEL = re.compile(
-    r"model identifier is invalid|model id .{0,200}isn.t supported|invalid model name passed in", re.IGNORECASE
+    r"model identifier is invalid|model id .{0,200}isn.t supported|invalid model name passed in"
+    r"|\bmodel (does )?not exist|is not a valid model id|\bno such model\b|model not found in the model list",
+    re.IGNORECASE,
 )
+"""Bedrock, LiteLLM, DeepSeek and SiliconFlow, OpenRouter, Cloudflare, Xinference."""
 _INVALID_KEY = re.compile(r"\bAPI key (?:not valid|expired)\b|\bincorrect API key provided\b", re.IGNORECASE)
 """Google (``API_KEY_INVALID``) and xAI refuse a key with status 400."""
 _NO_KEY_DATABASE = re.compile(r"\bno connected db\b", re.IGNORECASE)
@@ -121,6 +151,14 @@ _VENDORS_KINDS = {  # codes of other vendors, in lower case, as the codes and ty
     "not_found": "not_found_error",
     "exceeded_current_quota_error": "insufficient_quota",  # Kimi
     "arrearage": "insufficient_quota",  # DashScope
+    "allocationquota.freetieronly": "insufficient_quota",
+    "prepaidbilloverdue": "insufficient_quota",
+    "postpaidbilloverdue": "insufficient_quota",
+    "accountoverdueerror": "insufficient_quota",  # Volcano Engine
+    "setlimitexceeded": "insufficient_quota",
+    "account_overdue": "insufficient_quota",  # Baidu
+    "blocked_api_access": "insufficient_quota",  # https://console.groq.com/docs/spend-limits
+    "organization_restricted": "permission_error",
     "data_inspection_failed": "content_filter",
     "datainspectionfailed": "content_filter",
     "bio_policy": "content_filter",  # openai.types.responses.ResponseError
@@ -143,13 +181,19 @@ _VENDORS_KINDS = {  # codes of other vendors, in lower case, as the codes and ty
     "minimax 1027": "content_filter",
     "minimax 1033": "api_error",
     "minimax 1039": "rate_limit_error",
+    "minimax 1041": "rate_limit_error",
+    "minimax 2045": "rate_limit_error",
+    "minimax 2056": "insufficient_quota",
     "minimax 2049": "authentication_error",
 }
 _BUSINESS_CODE = re.compile(r"1\d{3}", re.ASCII)
 """Z.ai's codes, in errors without a type. Mistral has such codes too, in errors with one."""
 _TIMEOUTS = (408, 504, 524)
-_TRANSIENT = (408, 409, 424, 425)
-"""HTTP statuses below 500. 424: text-generation-inference failed while it generated."""
+_TRANSIENT = (408, 409, 424, 425, 460, 499)
+"""HTTP statuses below 500. 424: text-generation-inference failed while it generated. 460 and 499: a load balancer or
+server gave the request up (AWS; nginx, Google's CANCELLED, SGLang)."""
+_UNLOADED = re.compile(r"\bmodel (has )?unloaded", re.IGNORECASE)
+"""LM Studio, with status 400; it loads the model with the next request."""
 _TOO_LARGE = re.compile(r"\brequest too large\b", re.IGNORECASE)
 _TRY_AGAIN = re.compile(
     r"\b(?:(?:try again|retry) (?:in|after)|please wait|available in) "
@@ -256,7 +300,8 @@ def classify(
         return made(QuotaExhausted)
     if is_rate or (rejected and _THROTTLED.search(message)):
         return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
-    if kinds & _OVERFLOW_CODES or (of_prompt and _OVERFLOW.search(message)):
+    overflow = _OVERFLOW_WITH_500 if status == 500 else _OVERFLOW if of_prompt else None
+    if kinds & _OVERFLOW_CODES or (overflow is not None and overflow.search(message)):
         return made(ContextOverflow)
     if kinds & _FILTER_CODES or (of_prompt and _FILTER.search(message)):
         return made(PromptFiltered)
@@ -270,11 +315,15 @@ def classify(
         return made(AuthenticationFailed)
     if status == 403:
         # Without the vendor's error body it is from a firewall, which may object to this prompt only.
-        return made(AuthenticationFailed if kinds else InvalidRequest)
+        return made(ModelNotFound if kinds & _MODEL_CODES else AuthenticationFailed if kinds else InvalidRequest)
     if rejected and (_NO_KEY_DATABASE.search(message) or _INVALID_KEY.search(message)):
         return made(AuthenticationFailed)
     if status in (404, 410) or kinds & _MODEL_CODES or (rejected and _UNKNOWN_MODEL.search(message)):
         return made(ModelNotFound)  # 410: retired, at Hugging Face's router
+    if status in (501, 505):
+        return made(InvalidRequest)  # not implemented
+    if rejected and _UNLOADED.search(message):
+        return made(TransientError, retry_after_s=wait)
     if status in _TRANSIENT or (status is not None and status >= 500) or kinds & _TRANSIENT_TYPES:
         return made(TransientError, retry_after_s=wait)
     if in_answer and status is None and not kinds & _REJECTION_TYPES:
@@ -321,11 +370,23 @@ def _error_of(body: Any) -> Any:
             # Of the errors of OpenRouter's vendors, those of their own accounts do not concern the user.
             is_refusal = error.get("code") in (400, 413, 422)
             upstream = metadata.get("raw") if is_refusal and isinstance(metadata, dict) else None
-            inner = _minimax_error(error) or _quoted_error(error.get("message")) or _quoted_error(upstream)
+            inner = (
+                _minimax_error(error)
+                or _quoted_error(error.get("message"))
+                or _quoted_error(upstream)
+                or _nested_error(error)
+            )
         if inner is None:
             break
         error = inner
     return error
+
+
+def _nested_error(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The first of ``errors`` (watsonx, Cloudflare), or an object in ``detail`` (DeepInfra, KoboldCpp)."""
+    listed, detail = body.get("errors"), body.get("detail")
+    first = listed[0] if isinstance(listed, list) and listed else detail
+    return first if isinstance(first, dict) and any(first.get(key) for key in _MESSAGES) else None
 
 
 def _minimax_error(body: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -412,7 +473,8 @@ def _read(body: Any) -> tuple[set[str], str]:
     error = _error_of(body)
     if not isinstance(error, dict):
         return set(), "no explanation" if not body else _cut(body)
-    kinds = {error[key] for key in ("code", "type", "error_code") if isinstance(error.get(key), str)}
+    names = [error[key] for key in ("code", "type", "error_code", "__type") if isinstance(error.get(key), str)]
+    kinds = {name.rpartition("#")[2] for name in names}  # Smithy: the shape's namespace and name
     kinds |= {f"z.ai {code}" for code in kinds if "type" not in error and _BUSINESS_CODE.fullmatch(code)}
     state, inner = error.get("status"), error.get("innererror")
     if isinstance(state, str) and state.lower() in _VENDORS_KINDS:

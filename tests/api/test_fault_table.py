@@ -198,7 +198,7 @@ def test_failed_connections_are_retried_and_cost_nothing(kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("body", [{}, "", "<html>", {"error": {"message": "no"}}])
 def test_every_other_status_is_an_error_that_is_tried_again_or_fails_one_request(body: object) -> None:
-    known = {401, 402, 403, 404, 408, 409, 410, 424, 425, 429, 498}
+    known = {401, 402, 403, 404, 408, 409, 410, 424, 425, 429, 460, 498, 499, 501, 505}
     for status in set(range(201, 600)) - known:
         error = classify(status, body, {}, where="host, model")
         if 300 <= status < 400:  # a redirect, which is not followed, ends the run

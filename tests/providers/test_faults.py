@@ -182,6 +182,66 @@ def test_every_server_s_wording_of_an_overflow_is_known(message: str) -> None:
         (402, {"error": {"message": "This request requires more credits, or fewer max_tokens.", "code": 402, "metadata": {"provider_name": None}}}, QuotaExhausted),  # noqa: E501
         (400, openai("The response was filtered", "content_filter"), PromptFiltered),
         (400, openai("flagged", "invalid_prompt"), PromptFiltered),
+        # Gemini, ai.google.dev/gemini-api/docs/billing: credit paid in advance, and the project's own cap
+        (429, {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Your prepayment credits are depleted. Please go to AI Studio at https://ai.studio/projects to manage your project and billing."}}, QuotaExhausted),  # noqa: E501
+        (429, [{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Your project has exceeded its monthly spending cap. Please go to AI Studio at https://ai.studio/spend"}}], QuotaExhausted),  # noqa: E501
+        # ai.google.dev/gemini-api/docs/api-errors: 499; nginx and AWS's load balancers have no body
+        (499, {"error": {"code": 499, "status": "CANCELLED", "message": "The operation was cancelled."}}, TransientError),  # noqa: E501
+        (499, "", TransientError),
+        (460, "", TransientError),
+        (400, {"type": "error", "error": {"type": "invalid_request_error", "message": "You have reached your specified workspace API usage limits. You will regain access on 2026-11-01 at 00:00 UTC."}}, QuotaExhausted),  # noqa: E501
+        # MoonshotAI/kimi-cli #2318; platform.minimax.io/docs/api-reference/errorcode
+        (429, openai("request reached organization TPD rate limit, current: 1537190, limit: 1500000", None, "rate_limit_reached_error"), QuotaExhausted),  # noqa: E501
+        (429, {"type": "error", "error": {"type": "rate_limit_error", "message": "usage limit exceeded (2056)"}}, QuotaExhausted),  # noqa: E501
+        (None, {"base_resp": {"status_code": 2056, "status_msg": "usage limit exceeded"}}, QuotaExhausted),
+        (None, {"base_resp": {"status_code": 2045, "status_msg": "rate growth limit"}}, RateLimited),
+        (None, {"base_resp": {"status_code": 1041, "status_msg": "conn limit"}}, RateLimited),
+        # watsonx: quarkiverse/quarkus-langchain4j maps these codes of `errors`
+        (403, {"errors": [{"code": "token_quota_reached", "message": "Request of 1 token(s) from quota was rejected"}]}, QuotaExhausted),  # noqa: E501
+        (404, {"errors": [{"code": "model_not_supported", "message": "Model 'm' is not supported"}]}, ModelNotFound),
+        (400, {"errors": [{"code": "invalid_input_argument", "message": "the number of input tokens 9000 cannot exceed the total tokens limit 8192 for this model"}]}, ContextOverflow),  # noqa: E501
+        # developers.cloudflare.com/workers-ai/platform/errors
+        (429, {"success": False, "errors": [{"code": 3036, "message": "You have used up your daily free allocation of 10,000 neurons."}]}, QuotaExhausted),  # noqa: E501
+        (400, {"success": False, "errors": [{"code": 5007, "message": "No such model @cf/x"}]}, ModelNotFound),
+        # ollama.com, cloud models; GitHub Models' limit of a day; dashboard.cohere.com, a trial key
+        (429, {"error": "you (name) have reached your weekly usage limit, upgrade for higher limits: https://ollama.com/upgrade"}, QuotaExhausted),  # noqa: E501
+        (429, {"error": {"code": "RateLimitReached", "message": "Rate limit of 50 per 86400s exceeded for UserByModelByDay. Please wait 34128 seconds before retrying."}}, QuotaExhausted),  # noqa: E501
+        (429, {"error": {"code": "RateLimitReached", "message": "Rate limit of 10 per 60s exceeded for UserByModelByMinute. Please wait 22 seconds before retrying."}}, RateLimited),  # noqa: E501
+        (429, {"message": "You are using a Trial key, which is limited to 1000 API calls / month."}, QuotaExhausted),
+        (429, {"message": "You are using a Trial key, which is limited to 20 API calls / minute."}, RateLimited),
+        # learn.microsoft.com/azure/api-management: the policies quota and llm-token-limit
+        (403, {"statusCode": 403, "message": "Out of call volume quota. Quota will be replenished in 01:23:45."}, QuotaExhausted),  # noqa: E501
+        (403, {"statusCode": 403, "message": "Token quota is exceeded. Try again in 3600 seconds."}, QuotaExhausted),
+        # console.groq.com/docs/spend-limits
+        (400, openai("Organization has been blocked: spend limit reached", "blocked_api_access"), QuotaExhausted),
+        (400, openai("The model `m` has been decommissioned and is no longer supported.", "model_decommissioned"), ModelNotFound),  # noqa: E501
+        # help.aliyun.com/en/model-studio/error-code; Volcano Engine; One API's relay/controller/audio.go
+        (403, openai("The free tier of the model has been exhausted.", "AllocationQuota.FreeTierOnly", "AllocationQuota.FreeTierOnly"), QuotaExhausted),  # noqa: E501
+        (403, openai("The request failed because your account has an overdue balance.", "AccountOverdueError", "Forbidden"), QuotaExhausted),  # noqa: E501
+        (403, openai("user quota is not enough", "insufficient_user_quota", "one_api_error"), QuotaExhausted),
+        (403, {"code": 403, "reason": "NOT_ENOUGH_BALANCE", "message": "not enough balance"}, QuotaExhausted),
+        (403, {"code": 30001, "message": "Sorry, your account balance is insufficient"}, QuotaExhausted),
+        # the same in a body with status 200
+        (None, {"error": {"message": "Insufficient Balance"}}, QuotaExhausted),
+        # api-docs.deepseek.com; openrouter.ai; docs.mistral.ai; github.com/marketplace/models; SiliconFlow
+        (400, openai("Model Not Exist"), ModelNotFound),
+        (400, {"error": {"message": "foo/bar is not a valid model ID", "code": 400}}, ModelNotFound),
+        (400, {"object": "error", "message": "Invalid model: m", "type": "invalid_model", "code": "1500"}, ModelNotFound),  # noqa: E501
+        (400, {"error": {"code": "unknown_model", "message": "Unknown model: m"}}, ModelNotFound),
+        (400, {"code": 20012, "message": "Model does not exist. Please check it carefully."}, ModelNotFound),
+        (403, openai("Project `proj_x` does not have access to model `m`", "model_not_found"), ModelNotFound),
+        # vllm/v1/engine/processor.py; TensorRT-LLM; TabbyAPI
+        (400, openai("The decoder prompt (length 88049) is longer than the maximum model length of 32768.", None, "BadRequestError"), ContextOverflow),  # noqa: E501
+        (400, openai("The prompt length 9000 exceeds max_input_len 8192"), ContextOverflow),
+        # llama.cpp's server: a slot is full, or the prompt is longer than the physical batch
+        (500, {"error": {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}}, ContextOverflow),  # noqa: E501
+        (500, openai("The context size of the cache is wrong", None, "server_error"), TransientError),
+        # LM Studio loads the model again with the next request
+        (400, {"error": "Model has unloaded or crashed.."}, TransientError),
+        # smithy.io/2.0/aws/protocols: the type of an error in the body
+        (400, {"__type": "com.amazon.coral.service#ThrottlingException", "message": "Rate exceeded"}, RateLimited),
+        # RFC 9110, section 15.6.2
+        (501, {"error": {"message": "Not supported", "type": "not_supported_error"}}, InvalidRequest),
     ],
 )  # fmt: skip
 def test_each_error_has_its_class(status: int | None, body: Any, kind: type[RequestError]) -> None:
@@ -200,6 +260,11 @@ def test_each_error_has_its_class(status: int | None, body: Any, kind: type[Requ
         ),
         ({"code": 500, "msg": "404 NOT_FOUND", "success": False}, "404 NOT_FOUND"),
         ({"fault": {"faultstring": "quota policy"}}, "quota policy"),
+        # NVIDIA NIM, RFC 9457; DeepInfra; KoboldCpp
+        ({"type": "about:blank", "status": 400, "title": "Bad Request"}, "HTTP 400: Bad Request"),
+        ({"detail": {"error": "enter a payment method"}}, "HTTP 400: enter a payment method"),
+        ({"detail": {"msg": "Server is busy", "type": "service_unavailable"}}, "HTTP 400: Server is busy"),
+        ({"errors": [{"code": 1, "message": "bad"}]}, "HTTP 400: bad"),
     ],
 )
 def test_no_server_s_words_are_lost(body: dict[str, Any], words: str) -> None:
