@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -268,6 +269,8 @@ def classify(
     wait = retry_after_s(headers)
     if wait is None:
         wait = max(_waits_s(body, message), default=None)
+    if wait is None and (stated := rate_limits_of(headers)).remaining_requests == 0 and stated.limit_requests is None:
+        wait = stated.reset_requests_s  # without the limit, it sets no pace
 
     should_retry = headers.get("x-should-retry")  # OpenAI's and Anthropic's SDKs obey it
 
@@ -457,7 +460,7 @@ def _waits_s(body: Any, message: str) -> Iterator[float]:
     metadata = error.get("metadata")
     copied = metadata.get("headers") if isinstance(metadata, dict) else None
     reset = copied.get("X-RateLimit-Reset") if isinstance(copied, dict) else None
-    if isinstance(reset, str) and (wait := reset_s(reset, {})) is not None:
+    if isinstance(reset, str) and (wait := reset_s(reset, time.time())) is not None:
         yield wait
     stated = [detail.get("retryDelay") for detail in _details(body) if isinstance(detail, dict)]
     match = _TRY_AGAIN.search(message)

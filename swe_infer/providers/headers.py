@@ -1,14 +1,14 @@
 """Reads retry delays and quotas from response headers.
 
 Sources: the vendors' pages on rate limits (OpenAI, Anthropic, Mistral, Cerebras, Fireworks); RFC 9110, section
-10.2.3, for ``Retry-After``.
+10.2.3, for ``Retry-After``; draft-ietf-httpapi-ratelimit-headers for ``RateLimit``.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -37,38 +37,36 @@ def duration_s(text: str | None) -> float | None:
     return _not_negative(text)
 
 
-def reset_s(text: str | None, headers: Mapping[str, str]) -> float | None:
+def reset_s(text: str | None, now: float) -> float | None:
     """Seconds until a reset, which is a duration as :func:`duration_s` reads it, a time since the epoch, or a date as
     in ISO 8601.
 
     Args:
-        headers: with the server's time.
+        now: the server's time.
     """
     if text is None or (seconds := duration_s(text)) is None:
-        return None if text is None else _until(text.strip()[:_LONGEST], _server_time(headers))
+        return None if text is None else _until(text.strip()[:_LONGEST], now)
     if seconds < _EPOCH_S:
         return seconds
-    return max(0.0, (seconds if seconds < _EPOCH_MS else seconds / 1000) - _server_time(headers))
+    return max(0.0, (seconds if seconds < _EPOCH_MS else seconds / 1000) - now)
 
 
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds from ``retry-after-ms``, or from ``retry-after`` in seconds, as an HTTP date or since the epoch.
+    """Seconds from ``retry-after-ms``, or from ``retry-after`` as an HTTP date or in a form of :func:`reset_s`.
 
     None if there is no valid header. Never negative.
     """
-    milliseconds = _number(headers.get("retry-after-ms"))
+    milliseconds = _number(headers.get("retry-after-ms") or headers.get("x-ms-retry-after-ms"))
     if milliseconds is not None:
         return max(0.0, milliseconds / 1000)
     text = headers.get("retry-after")
     if text is None:
         return None
-    seconds = _number(text)
-    if seconds is not None and seconds < _EPOCH_S:
-        return max(0.0, seconds)
-    date = _timestamp(text) if seconds is None else seconds if seconds < _EPOCH_MS else seconds / 1000
-    if date is None:
-        return None
-    return max(0.0, date - (_server_time(headers) if now is None else now))
+    if (number := _number(text)) is not None and number < 0:
+        return 0.0
+    now = _server_time(headers) if now is None else now
+    date = _timestamp(text)
+    return reset_s(text, now) if date is None else max(0.0, date - now)
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
@@ -83,16 +81,23 @@ def rate_limits_of(headers: Mapping[str, str]) -> RateLimits:
     If input and output have separate limits (Anthropic, Fireworks), ``tokens`` are input tokens. Limits per hour or
     day that have names of their own are not read.
     """
-    if "anthropic-ratelimit-requests-limit" in headers or "anthropic-ratelimit-tokens-limit" in headers:
+    if any(f"anthropic-ratelimit-{kind}-limit" in headers for kind in _ANTHROPIC):
         return _anthropic_limits(headers)
     requests, tokens, output = (_openai_limits(headers, names) for names in (_REQUESTS, _TOKENS, _OUTPUT_TOKENS))
+    if requests[0] is None and any(name in headers for name in _DRAFT):
+        requests = _draft_limits(headers)
     return RateLimits(*requests, *tokens, *output)
 
 
-_REQUESTS = ("requests", "requests-minute", "req-minute")
+_ANTHROPIC = ("requests", "tokens", "input-tokens", "output-tokens")
+_DRAFT = ("ratelimit", "ratelimit-policy", "ratelimit-limit")
+
+
+_REQUESTS = ("requests", "requests-minute", "req-minute", "minute")
 _TOKENS = ("tokens", "tokens-minute", "tokens-prompt")
 _OUTPUT_TOKENS = ("tokens-generated",)
-"""The ends of OpenAI's header names, in its own form, then of Cerebras and Mistral, and Fireworks."""
+"""The ends of OpenAI's header names, in its own form, then of Cerebras and Mistral, and Fireworks; ``minute`` is
+Kong's."""
 
 
 def _openai_limits(headers: Mapping[str, str], names: Sequence[str]) -> tuple[int | None, int | None, float | None]:
@@ -100,13 +105,45 @@ def _openai_limits(headers: Mapping[str, str], names: Sequence[str]) -> tuple[in
     for name in names:
         if (limit := _count(headers.get(f"x-ratelimit-limit-{name}"))) is not None:
             remaining = _count(headers.get(f"x-ratelimit-remaining-{name}"))
-            return limit, remaining, reset_s(headers.get(f"x-ratelimit-reset-{name}"), headers)
+            return limit, remaining, reset_s(headers.get(f"x-ratelimit-reset-{name}"), _server_time(headers))
     if names is _TOKENS:  # Mistral's earlier form
         limit = _count(headers.get("x-ratelimitbysize-limit-minute"))
         remaining = _count(headers.get("x-ratelimitbysize-remaining-minute"))
-        return limit, remaining, reset_s(headers.get("ratelimitbysize-reset"), headers)
+        return limit, remaining, reset_s(headers.get("ratelimitbysize-reset"), _server_time(headers))
     remaining = _count(headers.get(f"x-ratelimit-remaining-{names[0]}"))
-    return None, remaining, reset_s(headers.get(f"x-ratelimit-reset-{names[0]}"), headers)
+    return None, remaining, reset_s(headers.get(f"x-ratelimit-reset-{names[0]}"), _server_time(headers))
+
+
+def _draft_limits(headers: Mapping[str, str]) -> tuple[int | None, int | None, float | None]:
+    """(limit per minute, remaining, seconds until the reset) of the strictest policy for requests in the fields of
+    draft-ietf-httpapi-ratelimit-headers. A policy without its window says nothing, and nor does one for longer than a
+    minute without what remains of it. Its reset is left out, because the limit is one per minute.
+
+    Earlier drafts have ``ratelimit-limit: 100, 100;w=60`` and fields of their own for the rest.
+    """
+    policies: dict[str, tuple[float, float]] = {}
+    text = headers.get("ratelimit-policy") or headers.get("ratelimit-limit", "")
+    for name, parameters in _items(text):
+        quota, window_s = _not_negative(parameters.get("q", name)), _not_negative(parameters.get("w"))
+        if quota and window_s and parameters.get("qu", "requests") == "requests":
+            policies[name] = (quota * 60 / window_s, window_s)
+    strictest = min(policies, key=lambda name: policies[name], default="")
+    states = dict(_items(headers.get("ratelimit", "")))
+    state = states.get(strictest) or (next(iter(states.values())) if len(states) == 1 else {})
+    remaining = _count(state.get("r") or headers.get("ratelimit-remaining"))
+    reset = reset_s(state.get("t") or headers.get("ratelimit-reset"), _server_time(headers))
+    per_minute, window_s = policies.get(strictest, (0.0, 0.0))
+    if not per_minute or (window_s > 60 and remaining is None):
+        return None, remaining, reset
+    return max(1, round(per_minute)), remaining, reset if window_s <= 60 else None
+
+
+def _items(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(name, parameters) of each item of a structured field, as in ``"burst";q=100;w=60, "daily";q=1000;w=86400``."""
+    for item in text[:_LONGEST].split(","):
+        name, *parameters = (part.strip().strip('"') for part in item.split(";"))
+        pairs = (parameter.partition("=") for parameter in parameters)
+        yield name, {key.strip(): value.strip().strip('"') for key, _, value in pairs}
 
 
 def _anthropic_limits(headers: Mapping[str, str]) -> RateLimits:

@@ -276,6 +276,9 @@ def test_a_wait_in_the_message_counts_where_the_headers_are_silent() -> None:
     error = of(429, body)
     assert isinstance(error, RateLimited)
     assert error.retry_after_s == 62.5
+    empty = of(429, openai("slow down"), {"ratelimit": '"api";r=0;t=55'})
+    assert isinstance(empty, RateLimited)
+    assert empty.retry_after_s == 55
     told = of(429, body, {"retry-after-ms": "20"})
     assert isinstance(told, RateLimited)
     assert told.retry_after_s == 0.02

@@ -48,6 +48,11 @@ def test_durations_are_read_in_each_form(text: str | None, seconds: float | None
         ({"retry-after": formatdate(NOW - 30, usegmt=True)}, 0.0),
         ({"retry-after": f"{NOW + 20:.0f}"}, 20.0),
         ({"retry-after": f"{(NOW + 20) * 1000:.0f}"}, 20.0),
+        # gateways: a duration as in Go, a date as in ISO 8601; azure.core.pipeline.policies reads x-ms-retry-after-ms
+        ({"retry-after": "1m30s"}, 90.0),
+        ({"retry-after": "30s"}, 30.0),
+        ({"retry-after": "2027-01-15T08:00:30Z"}, 30.0),
+        ({"x-ms-retry-after-ms": "1500", "retry-after": "9"}, 1.5),
         ({"retry-after": "later"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after-ms": "many", "retry-after": "2"}, 2.0),
@@ -121,8 +126,31 @@ def test_a_reset_may_be_a_time(reset: str, seconds: float | None) -> None:
              "x-ratelimit-remaining-tokens-generated": "5000"},
             RateLimits(600, None, None, 60_000, 50_000, None, 6_000, 5_000, None),
         ),
+        (  # docs.konghq.com/hub/kong-inc/rate-limiting
+            {"x-ratelimit-limit-minute": "60", "x-ratelimit-remaining-minute": "58"},
+            RateLimits(60, 58, None),
+        ),
+        (  # draft-ietf-httpapi-ratelimit-headers-10, section 4
+            {"ratelimit-policy": '"burst";q=100;w=60,"daily";q=1000;w=86400', "ratelimit": '"daily";r=50;t=36000'},
+            RateLimits(1, 50, None),
+        ),
+        (
+            {"ratelimit-policy": '"second";q=10;w=1, "bytes";q=1;w=60;qu="content-bytes"',
+             "ratelimit": '"second";r=9;t=1'},
+            RateLimits(600, 9, 1.0),
+        ),
+        # huggingface.co/docs/hub/rate-limits
+        ({"ratelimit-policy": '"fixed window";"api";q=500;w=300', "ratelimit": '"api";r=489;t=189'},
+         RateLimits(100, 489, None)),
+        # draft 03: the window is part of the limit, or unknown
+        ({"ratelimit-limit": "100, 100;w=60", "ratelimit-remaining": "99", "ratelimit-reset": "7"},
+         RateLimits(100, 99, 7.0)),
+        ({"ratelimit-limit": "100", "ratelimit-remaining": "99", "ratelimit-reset": "7"}, RateLimits(None, 99, 7.0)),
+        ({"ratelimit-policy": '"daily";q=1000;w=86400'}, RateLimits()),
+        ({"ratelimit-policy": '"x";q=0;w=0', "ratelimit": '"x";r=-1;t=nan'}, RateLimits()),
     ],
-    ids=["mistral", "mistral-earlier", "cerebras", "fireworks"],
+    ids=["mistral", "mistral-earlier", "cerebras", "fireworks", "kong", "draft", "draft-second", "hub", "draft-03",
+         "draft-no-window", "draft-day", "draft-absurd"],
 )  # fmt: skip
 def test_quotas_of_other_vendors(headers: dict[str, str], limits: RateLimits) -> None:
     assert rate_limits_of(headers) == limits
@@ -145,6 +173,8 @@ def test_anthropic_quotas_keep_input_and_output_apart() -> None:
         "anthropic-ratelimit-output-tokens-reset": "2027-01-15T08:00:03+00:00",
     }
     assert rate_limits_of(headers) == RateLimits(50, 49, 1.0, 40_000, 39_000, 2.0, 8_000, 7_000, 3.0)
+    alone = {key: value for key, value in headers.items() if "input-tokens" in key or key == "date"}
+    assert rate_limits_of(alone) == RateLimits(None, None, None, 40_000, 39_000, 2.0)
     without = {key: value for key, value in headers.items() if "put-tokens" not in key}
     assert rate_limits_of(without) == RateLimits(50, 49, 1.0, 48_000, 40_000, 9.0)
 
@@ -165,4 +195,5 @@ def test_no_header_can_break_the_reading_of_a_wait(headers: dict[str, str]) -> N
 @given(st.text(), st.text(), st.text())
 def test_no_header_can_break_the_reading_of_quotas(a: str, b: str, c: str) -> None:
     rate_limits_of({"x-ratelimit-limit-requests": a, "x-ratelimit-reset-requests": b, "date": c})
+    rate_limits_of({"ratelimit-policy": a, "ratelimit": b, "ratelimit-limit": c})
     rate_limits_of({"anthropic-ratelimit-requests-limit": a, "anthropic-ratelimit-requests-reset": b, "date": c})
