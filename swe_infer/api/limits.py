@@ -162,8 +162,9 @@ class Limiter:
         # How many tokens the provider counts for how many characters, starting with one assumed long prompt.
         self._characters_seen, self._tokens_seen = 33_000.0, 33_000.0 / CHARACTERS_PER_TOKEN
         self._overloaded = False
-        self._awaits_first_answer = False
-        """A request was refused before any answer has reported the quotas."""
+        self._awaits_answer = False
+        """A request was refused before any answer has reported the quotas, or timed out while the server answered
+        none."""
         self._paused_until = now
         self._requests = RateLimiter(limits.requests_per_minute, now, parts)
         self._tokens = RateLimiter(limits.tokens_per_minute, now, parts)
@@ -247,7 +248,7 @@ class Limiter:
             self._tokens_seen += usage.input_tokens
         if newly_known:
             self._window.forget_refusals(now, restart=not self._overloaded)
-        self._awaits_first_answer = False
+        self._awaits_answer = False
         self._window.answered(permit.sent_at, self.in_flight, now)
 
     def refund(self, permit: Permit) -> None:
@@ -262,7 +263,7 @@ class Limiter:
         now = self._clock()
         overloaded = isinstance(error, Overloaded)
         newly_known = self._update_quotas(permit, error.rate_limits, now, error)
-        self._awaits_first_answer = not self._answered_at and not self._known_quotas
+        self._awaits_answer = not self._answered_at and not self._known_quotas
         for quota in () if overloaded else self._quotas:
             quota.refused()
         if newly_known and not overloaded:
@@ -281,11 +282,13 @@ class Limiter:
 
     def failed(self, permit: Permit) -> None:
         """Records an HTTP status from 500 on. During an outage few requests are sent, as each may be billed."""
+        self._awaits_answer = False
         self._window.refused(permit.sent_at, self.in_flight, self._clock())
 
     def timed_out(self, permit: Permit) -> None:
         """Records that no answer came in time."""
         answers = len(self._answered_at) - permit.answered_before
+        self._awaits_answer |= answers == 0
         self._window.timed_out(permit.sent_at, self.in_flight, answers, self._clock())
 
     @asynccontextmanager
@@ -450,7 +453,7 @@ class Limiter:
             now = self._clock()
             self._window.grow(self.in_flight, now)
             self._forget_expired(now)
-            if self._awaits_first_answer and self.in_flight > 0:
+            if self._awaits_answer and self.in_flight > 0:
                 wait_s = 0.0
                 break
             if self.in_flight >= self.concurrency:

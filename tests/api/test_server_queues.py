@@ -56,6 +56,19 @@ class SlowServer(ScriptedProvider):
         return self.usual(request)
 
 
+@dataclass
+class Loading(SlowServer):
+    """Answers nothing in the first seconds after its first request."""
+
+    ready_at: float = 0.0
+
+    async def _serve(self, request: Request) -> Answer:
+        now = asyncio.get_running_loop().time()
+        self.ready_at = self.ready_at or now + 6.0
+        await asyncio.sleep(max(0.0, self.ready_at - now))
+        return await super()._serve(request)
+
+
 def answered(server: SlowServer, count: int) -> int:
     runner = ApiRunner(
         model=ApiModel(name="m", pricing="unknown"), provider=server, decoding=Decoding(max_new_tokens=16),
@@ -134,3 +147,37 @@ def test_timeouts_shrink_the_window_to_what_the_server_answers() -> None:
     assert window.value > 18
     window.timed_out(26.0, 8, 0, 36.0)
     assert (window.value, window.backoffs) == (5, 2)
+
+
+def test_one_request_at_a_time_is_sent_to_a_server_that_has_stopped_answering() -> None:
+    async def scenario() -> list[int]:
+        limiter = Limiter(Limits(start=8), 8)
+        loop = asyncio.get_running_loop()
+        stalled_until = loop.time() + 60.0
+        in_flight: list[int] = []
+
+        async def ask() -> None:
+            while True:
+                async with limiter.permit(10, 10, urgent=True) as permit:
+                    in_flight.append(limiter.in_flight)
+                    await asyncio.sleep(min(10.0, max(0.1, stalled_until - loop.time())))
+                    if loop.time() > stalled_until:
+                        limiter.answered(permit, RateLimits(), Usage())
+                        return
+                    limiter.timed_out(permit)
+
+        await asyncio.gather(*(ask() for _ in range(20)))
+        return in_flight
+
+    in_flight = run_virtual(scenario())
+    assert in_flight[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert len(in_flight) <= 20 + 8 + 6  # every ten seconds one, and then all of them
+    assert max(in_flight[16:]) > 2
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_a_server_that_loads_its_model_first_is_not_flooded(at_once: int) -> None:
+    # ollama/ollama loads a model with the first request, which may take longer than the limit of one
+    server = Loading(latency_s=0.05, at_once=at_once)
+    assert answered(server, 60) == 60
+    assert len(server.sent) <= 60 + 64 + 8  # all that were sent before the first answer, and one each second
