@@ -112,7 +112,7 @@ def _text(value: bytes) -> str:
 async def _lines(beginning: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The lines, blank ones included, without their ends: a line feed, a carriage return, or both."""
     held = bytearray()
-    pending = beginning.removeprefix(_BOM)
+    pending = beginning.removeprefix(_BOM).lstrip(_BLANK)
     ended = False
     while True:
         carriage = not ended and pending.endswith(b"\r")  # a line feed may follow

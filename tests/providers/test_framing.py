@@ -74,6 +74,7 @@ def test_objects_without_the_framing_of_events_are_read(
     for body, kind in (
         (lines, "application/x-ndjson"),
         (lines, SSE),
+        (b" \n  " + events, SSE),
         (events.replace(b"\n\n", b"\n"), SSE),  # without the blank lines between events
         (one + b"\n\ndata: [DONE]\n\n", SSE),  # decolua/9router #3492
         (one + b"\0", JSON),
