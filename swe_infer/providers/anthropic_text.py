@@ -79,6 +79,8 @@ class AnthropicText(AnthropicProvider):
         text = body.get("completion")
         if not isinstance(text, str):
             raise Unreadable("without a completion")
+        if body.get("stop_reason", "") is None:  # an event of a stream
+            raise Unreadable("without a stop reason")
         if request is None or request.prompt.prefill is None:
             text = text.removeprefix(" ")  # the blank after "Assistant:"
         prompt = "" if request is None else _prompt(request.prompt)

@@ -142,6 +142,8 @@ def test_events_of_a_text_completion_are_read_although_none_are_requested() -> N
     )
     with pytest.raises(TransientError, match="ends before its answer"):
         ask(Recorded(sse(*events), SSE), "anthropic_text")
+    with pytest.raises(TransientError, match="without a stop reason"):
+        ask(Recorded(json.dumps(events[0]).encode()), "anthropic_text")
 
 
 def test_blanks_before_an_answer_are_not_kept() -> None:
