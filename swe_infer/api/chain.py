@@ -645,7 +645,10 @@ class Chain:
         """``answers``, cut at stop strings, and marked if the server has probably truncated the prompt."""
         prompt, usage = flight.request.prompt, answers[0].usage
         answers = [answer.cut_at(flight.request.decoding.stop) for answer in answers]
-        if "usage_estimated" in answers[0].details or not _is_truncated(prompt, usage.input_tokens):
+        if "usage_estimated" in answers[0].details:
+            return answers
+        is_alike = endpoint.counts_alike(prompt.characters, usage.input_tokens)
+        if not is_alike and not _is_truncated(prompt, usage.input_tokens):
             return answers
         if not endpoint.prompts_truncated:
             endpoint.prompts_truncated = True

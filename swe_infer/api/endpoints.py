@@ -34,6 +34,10 @@ _KEEP_LIMITS = re.compile(
 (platform.openai.com/docs/api-reference/chat/create, docs.claude.com/en/docs/build-with-claude/extended-thinking)."""
 _LONGEST_OUTPUT = 128_000
 """Tokens of the longest answer of a model whose ``max_output_tokens`` is unknown."""
+_LEAST_WINDOW = 1_000
+"""Tokens of the smallest context window for which equal counts are compared."""
+_ALIKE = 3
+"""Prompts with the same count of tokens that may be due to chance."""
 _STEP = 1.25
 """Bounds rise in powers of this factor, so that they rise a few times only."""
 
@@ -54,6 +58,8 @@ class Endpoint:
     """How many samples of a prompt one request may ask for; None: as many as the provider says."""
     prompts_truncated: bool = False
     """The server has truncated a prompt, and a warning was logged."""
+    sizes_by_count: dict[int, set[int]] = field(default_factory=dict)
+    """The characters of prompts, by the tokens that the server counted."""
     markup: Decimal = Decimal(1)
     """How many times the listed price the server charges, at most, by the costs that its answers state."""
     overrun: Decimal = Decimal(1)
@@ -79,6 +85,15 @@ class Endpoint:
     def address(self) -> str:
         """The provider's address."""
         return self.provider.address
+
+    def counts_alike(self, characters: int, tokens: int) -> bool:
+        """Whether the server counts the same tokens for prompts of very different lengths, as one that truncates them
+        to its context window, or to half of it (ollama/ollama #17427). Records the prompt."""
+        if tokens < _LEAST_WINDOW:
+            return False
+        sizes = self.sizes_by_count.setdefault(tokens, set())
+        sizes.add(characters)
+        return len(sizes) >= _ALIKE and max(sizes) >= max(1.5 * min(sizes), 5 * tokens)
 
     @contextmanager
     def sending(self) -> Iterator[None]:

@@ -230,6 +230,41 @@ def test_a_prompt_that_the_server_truncates_is_marked_and_warned_of_once(caplog:
     assert sum("truncates prompts" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize(("window", "kept"), [(4096, 4096), (4096, 2050)])
+def test_prompts_that_are_truncated_by_less_than_a_half_are_noticed_by_their_equal_counts(
+    window: int, kept: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    # ollama/ollama #10368 (limit=2048 new=2048) and #17427 (half of the window and two)
+    def reply(body: dict[str, Any]) -> tuple[int, object]:
+        tokens = int(len(body["messages"][-1]["content"]) / 3.6)
+        tokens = tokens if tokens <= window else kept
+        return 200, chat("PATCH", usage={"prompt_tokens": tokens, "completion_tokens": 2})
+
+    line = "        self.assertEqual(first_value, second_value)\n"
+    fits = [request(f"fits{n}", text=line * (20 + 11 * n)) for n in range(20)]
+    beyond = [request(f"beyond{n}", text=line * (290 + 25 * n)) for n in range(10)]
+    with caplog.at_level(logging.WARNING):
+        found = Served(reply, [*fits, *beyond])
+    marked = {key[0] for key, outcome in found.outcomes.items() if outcome.details.get("prompt_truncated")}  # type: ignore[union-attr]
+    assert len(marked) >= 3
+    assert all(name.startswith("beyond") for name in marked)
+    assert sum("truncates prompts" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("characters_a_token", [1.5, 2.5, 3.6, 4.7, 6.5])
+def test_no_tokenizer_looks_like_a_truncation(characters_a_token: float, caplog: pytest.LogCaptureFixture) -> None:
+    # bytes, code, English, and vocabularies with tokens of several words (arXiv 2503.13423)
+    def reply(body: dict[str, Any]) -> tuple[int, object]:
+        tokens = len(body["messages"][-1]["content"]) / characters_a_token
+        return 200, chat("PATCH", usage={"prompt_tokens": int(tokens), "completion_tokens": 2})
+
+    words = "the function returns a value that the caller has to check before it is used\n"
+    asked = [request(f"i{n}", text=words * (60 + n % 40 + n)) for n in range(60)]
+    with caplog.at_level(logging.WARNING):
+        Served(reply, asked)
+    assert not [record for record in caplog.records if "truncates" in record.message]
+
+
 REFUSAL = RateLimits(limit_tokens=30_000, remaining_tokens=0, reset_tokens_s=360.0)
 # @copilotkit/aimock 1.43 sends these with every 429
 MOCK_REFUSAL = RateLimits(
