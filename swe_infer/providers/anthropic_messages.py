@@ -15,7 +15,7 @@ from swe_infer.providers.base import Answer, Bill, InputCount, PriceTerms
 from swe_infer.providers.checks import check_service_tier
 from swe_infer.providers.faults import failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
-from swe_infer.providers.framing import DOUBTFUL_GRACE_S, GRACE_S, until_complete
+from swe_infer.providers.framing import DOUBTFUL_GRACE_S, GRACE_S, joined_text, until_complete
 from swe_infer.providers.image_parts import anthropic_images, image_fault, with_content
 from swe_infer.providers.knobs import MESSAGES, Dialect
 from swe_infer.providers.unspoken import Unspoken, strings_of
@@ -294,7 +294,7 @@ class AnthropicMessages(AnthropicBatches):
             whole["usage"] = {key: count for key, count in usage.items() if key != "output_tokens"}
         thinking = [{"type": "thinking", "thinking": "".join(thoughts)}] if "".join(thoughts) else []
         used = [{**call, "input": call["input"] or inputs[index]} for index, call in calls.items()]
-        return {**whole, "content": [*thinking, {"type": "text", "text": "".join(parts)}, *used]}
+        return {**whole, "content": [*thinking, {"type": "text", "text": joined_text(parts)}, *used]}
 
 
 def _unspoken(content: list[Any]) -> Unspoken:

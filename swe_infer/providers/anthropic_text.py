@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from swe_infer.providers.anthropic import AnthropicProvider
 from swe_infer.providers.base import Answer
 from swe_infer.providers.finish_reasons import finish_reason_of
+from swe_infer.providers.framing import joined_text
 from swe_infer.providers.usage import estimated_tokens
 from swe_infer.providers.wire import CutShort, Unreadable, named
 from swe_infer.types import ApiModel, Prompt, Request, Usage
@@ -72,7 +73,7 @@ class AnthropicText(AnthropicProvider):
             if isinstance(event, dict) and isinstance(part := event.get("completion"), str):
                 parts.append(part)
                 if event.get("stop_reason"):
-                    return {**event, "completion": "".join(parts)}
+                    return {**event, "completion": joined_text(parts)}
         raise CutShort if parts else Unreadable("a stream without an answer")
 
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:

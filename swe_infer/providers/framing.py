@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any
 
 DONE = "[DONE]"
@@ -16,6 +16,7 @@ DONE = "[DONE]"
 CLOSED = "[CLOSED]"
 """In place of an event: the server has closed the stream properly."""
 
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 _FIELD = re.compile(rb"(data|event|id|retry)?:")
 _BLANK = b" \t\r\n"
@@ -74,6 +75,11 @@ async def until_complete(
         before, ended = ended, end()
         if ended is not None and ended != before:
             until = asyncio.get_running_loop().time() + ended[1]
+
+
+def joined_text(parts: Iterable[str]) -> str:
+    """The text of a stream's parts. Servers that count in UTF-16 may divide one character between two parts."""
+    return _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), "".join(parts))
 
 
 async def server_sent_events(beginning: bytes, parts: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:

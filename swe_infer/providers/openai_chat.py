@@ -20,7 +20,7 @@ from swe_infer.providers.checks import check_refused_fields
 from swe_infer.providers.faults import PromptFiltered, failed_answer
 from swe_infer.providers.file_batches import FileBatches
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
-from swe_infer.providers.framing import DONE, DOUBTFUL_GRACE_S, GRACE_S, until_complete
+from swe_infer.providers.framing import DONE, DOUBTFUL_GRACE_S, GRACE_S, joined_text, until_complete
 from swe_infer.providers.gemini_batches import GeminiBatches
 from swe_infer.providers.image_parts import chat_messages, responses_messages
 from swe_infer.providers.knobs import Dialect, chat_dialect, needs_responses
@@ -407,7 +407,7 @@ def _joined_text(parts: Sequence[str]) -> str:
     repeats = len(parts) > 1 and len(parts[-2]) >= _LONG_REPEAT
     if repeats and all(later.startswith(part) for part, later in pairwise(parts)):
         return parts[-1]
-    return "".join(parts)
+    return joined_text(parts)
 
 
 def openai_usage(

@@ -13,7 +13,7 @@ from swe_infer.options import Option
 from swe_infer.providers.base import ONLY_ITEM, Answer, BatchProvider, BatchStatus, FoundBatch, InputCount
 from swe_infer.providers.faults import classify, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
-from swe_infer.providers.framing import CLOSED, DONE, GRACE_S, until_complete
+from swe_infer.providers.framing import CLOSED, DONE, GRACE_S, joined_text, until_complete
 from swe_infer.providers.image_parts import responses_messages
 from swe_infer.providers.knobs import RESPONSES, Dialect
 from swe_infer.providers.openai import COUNT_PATH, OpenAIProvider
@@ -219,7 +219,7 @@ class OpenAIResponses(OpenAIProvider):
         # Some servers send the items, or their content, in their own events alone.
         output = whole.get("output") or items
         content = [
-            {"type": part, key: "".join(deltas[part]) or "".join(wholes[part])}
+            {"type": part, key: joined_text(deltas[part]) or "".join(wholes[part])}
             for part, key in _SPOKEN.items()
             if deltas[part] or wholes[part]
         ]

@@ -26,6 +26,7 @@ from tests.providers.test_dialects import (
     ask,
     delta,
     sse,
+    without_output,
 )
 from tests.support.api_http import HttpRequest, Peer
 
@@ -144,6 +145,23 @@ def test_events_of_a_text_completion_are_read_although_none_are_requested() -> N
         ask(Recorded(sse(*events), SSE), "anthropic_text")
     with pytest.raises(TransientError, match="without a stop reason"):
         ask(Recorded(json.dumps(events[0]).encode()), "anthropic_text")
+
+
+def test_a_character_that_is_divided_between_two_events_is_put_together() -> None:
+    # servers in JavaScript cut a text by UTF-16 units (the option --chunk-size of @copilotkit/aimock)
+    for name, events in (
+        ("openai_compatible", CHAT_EVENTS.replace(b'"PAT"', b'"PAT\\ud83d"').replace(b'"CH"', b'"\\ude00CH"')),
+        ("anthropic", _divided(MESSAGE_EVENTS, b"content_block_delta")),
+        ("openai_responses", _divided(without_output(RESPONSE_EVENTS, items=True), b"response.output_text.delta")),
+    ):
+        assert ask(Recorded(events, SSE), name, stream="always").text == "PAT\U0001f600CH", name
+
+
+def _divided(events: bytes, kind: bytes) -> bytes:
+    """The event with the text as two."""
+    (event,) = (event for event in events.split(b"\n\n") if event.startswith(b"event: " + kind))
+    parts = (event.replace(b"PATCH", text) for text in (b"PAT\\ud83d", b"\\ude00CH"))
+    return events.replace(event, b"\n\n".join(parts))
 
 
 def test_blanks_before_an_answer_are_not_kept() -> None:
