@@ -38,6 +38,8 @@ _LEAST_WINDOW = 1_000
 """Tokens of the smallest context window for which equal counts are compared."""
 _ALIKE = 3
 """Prompts with the same count of tokens that may be due to chance."""
+_MOST_COUNTS = 10_000
+"""Different counts, after which a server is known not to count all long prompts alike."""
 _STEP = 1.25
 """Bounds rise in powers of this factor, so that they rise a few times only."""
 
@@ -89,7 +91,7 @@ class Endpoint:
     def counts_alike(self, characters: int, tokens: int) -> bool:
         """Whether the server counts the same tokens for prompts of very different lengths, as one that truncates them
         to its context window, or to half of it (ollama/ollama #17427). Records the prompt."""
-        if tokens < _LEAST_WINDOW:
+        if tokens < _LEAST_WINDOW or len(self.sizes_by_count) >= _MOST_COUNTS:
             return False
         sizes = self.sizes_by_count.setdefault(tokens, set())
         sizes.add(characters)
