@@ -65,8 +65,9 @@ def test_a_closed_terminal_loses_no_answer(ignored: bool, server: ApiServer, tmp
     terminal, its_end = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "key"}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdin=its_end, stdout=its_end, stderr=its_end, text=True
-    )
+        command, cwd=tmp_path, env=environment, stdin=its_end, stdout=its_end, stderr=its_end, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup, too
+    )  # fmt: skip
     os.close(its_end)
     wait_until(lambda: len(server.log.asked()) >= 2, process)
     os.close(terminal)
