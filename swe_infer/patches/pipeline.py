@@ -16,7 +16,7 @@ from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import Replacement, find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates, last_versions, text_of
 from swe_infer.patches.undecodable import AsShown, may_have_marks, restored
-from swe_infer.patches.usual import fits
+from swe_infer.patches.usual import fits, usual_patch
 from swe_infer.types import EditFormat, PatchResult, PatchStatus
 
 NOTHING_FOUND = "no diff and no search/replace block in the answer"
@@ -112,6 +112,8 @@ def _in_other_forms(text: str, indexes: FileIndexes, result: PatchResult, depth:
 
 def _in_any_form(text: str, indexes: FileIndexes) -> PatchResult:
     """A patch from the diffs of an answer, or from edits where it has none or they do not apply."""
+    if (usual := usual_patch(text, indexes.files)) is not None:
+        return usual
     blocks = find_blocks(text)
     if not blocks:
         return _replaced(text, indexes) or PatchResult("", "none", NOTHING_FOUND)

@@ -1,4 +1,6 @@
-"""Recognises the usual diff: as git writes it, of changed files only, whose hunks match at their line numbers."""
+"""Recognises the usual answer: text around one diff in a fence or in ``<patch>``, as git writes it, of changed files
+only, whose hunks match at their line numbers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from collections.abc import Mapping
 from swe_infer.instance_files import numbered
 from swe_infer.patches.apply import StatedLines
 from swe_infer.patches.diff import parse_hunk_header, unsafe_path
+from swe_infer.types import PatchResult
 
+_TEXT = r"(?!(?:[^\S\n]|>)*(?:[`~<@]|diff --git |--- |Index: |\*\*\* ))[^\n]*"
+"""A line that opens and closes nothing, see :mod:`.extract`."""
+_ANSWER = re.compile(
+    rf"(?:{_TEXT}\n)*+(?:(?P<fence>```)[a-z]*|<patch>)\n"
+    r"(?P<diff>(?=diff --git |--- )(?:[-+ ]?[ \t]*\n|(?!--[ \t]*\n|[-+]?(?:[^\S\n]|>)*[`~<])[^\n]*[^\s>][ \t]*\n)++)"
+    rf"(?(fence)```|</patch>)[ \t]*(?:\n{_TEXT})*+\Z"
+)
+"""One fence or tag. No line of the diff may close another, and no line of the text may open one."""
 _HEADER = re.compile(
     r"(?=(?:diff --git|---) a/(?P<path>[^\s\"'`*\\]+))(?:diff --git a/(?P=path) b/(?P=path)\n(?:index [^\n]*\n)?)?"
     r"--- a/(?P=path)\n\+\+\+ b/(?P=path)\n"
@@ -17,8 +28,17 @@ _HEADER = re.compile(
 _HUNK = re.compile(r"(?P<header>@@ -[^\n]*)\n(?P<lines>(?:(?!--- )[-+ ][^\n]*\n|\n)++)")
 
 
+def usual_patch(answer: str, files: Mapping[str, str]) -> PatchResult | None:
+    """The result for a usual answer; None for another one, which must be scanned and parsed."""
+    found = None if "\r" in answer or "&" in answer else _ANSWER.match(answer)
+    text = found["diff"].rstrip("\n") + "\n" if found else ""
+    if found is None or not fits(text, files):
+        return None
+    return PatchResult(text, "applies", format="fence" if found["fence"] else "tag")
+
+
 def fits(text: str, files: Mapping[str, str]) -> bool:
-    """Whether ``text`` is such a diff and applies to ``files``. False may also mean that it must be parsed."""
+    """Whether a text is such a diff and applies to ``files``. False may also mean that it must be parsed."""
     changed: set[str] = set()
     position = 0
     while position < len(text):
@@ -37,14 +57,14 @@ def fits(text: str, files: Mapping[str, str]) -> bool:
         places = StatedLines(content)
         while hunk := _HUNK.match(text, position):
             position = hunk.end()
-            if not _hunk_fits(hunk, places, is_numbered=shown is not None):
+            if not _hunkfits(hunk, places, is_numbered=shown is not None):
                 return False
         if not places.position:
             return False
     return True
 
 
-def _hunk_fits(hunk: re.Match[str], places: StatedLines, *, is_numbered: bool) -> bool:
+def _hunkfits(hunk: re.Match[str], places: StatedLines, *, is_numbered: bool) -> bool:
     header, lines = parse_hunk_header(hunk["header"]), hunk["lines"].removesuffix("\n").split("\n")
     old = [line[1:] for line in lines if line[:1] != "+"]
     new = [line[1:] for line in lines if line[:1] != "-"]

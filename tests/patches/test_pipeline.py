@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from swe_infer.patches.extract import find_blocks
 from swe_infer.patches.lenient import parse_leniently
 from swe_infer.patches.line_index import HunkNotFound, LineIndex
 from swe_infer.patches.pipeline import make_patch
@@ -75,6 +76,30 @@ def test_diff_as_git_writes_it_is_parsed_once(header: str) -> None:
 def test_any_other_diff_is_read_leniently(diff: str, files: dict[str, str], status: str) -> None:
     result, count = _made(diff, files)
     assert (result.status, count > 0) == (status, True), result
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_scanned"),
+    [
+        (f"A change.\n\n```diff\n{CHANGE}```\n\nIt fixes a[0].", False),
+        (f"<patch>\n{CHANGE}</patch>", False),
+        (CHANGE, True),
+        (f"```diff\n{CHANGE}", True),
+        (f"```diff\n{CHANGE}```\n```\nb = 4\n```\n", True),
+        (f"```diff\n{CHANGE}```\n\n> diff --git a/x b/x\n", True),
+        (f"```diff\n{CHANGE}```\nx &amp;&amp; y\n", True),
+        (f"<patch>\n{CHANGE}</diff>\n", True),
+        (f"```diff\n{CHANGE}+```\n", True),
+        (f"```diff\n{CHANGE}--\n2.39.1\n```\n", True),
+        (f"```diff\n{CHANGE}".replace("\n", "\r\n") + "```\r\n", True),
+    ],
+)
+def test_only_an_answer_with_more_than_a_usual_diff_is_scanned(answer: str, is_scanned: bool) -> None:
+    made: list[PatchResult] = []
+    scans = calls_of(find_blocks.__code__, lambda: made.append(make_patch(answer, FILES)))
+    assert (scans > 0) == is_scanned
+    kind = "tag" if answer.startswith("<") else "fence"
+    assert is_scanned or made == [PatchResult(CHANGE, "applies", format=kind)]
 
 
 @pytest.mark.parametrize(
