@@ -158,6 +158,11 @@ def dollars(amount: Decimal | float | None) -> str:
     return f"{'-' if amount < 0 else ''}${size:,.{digits}f}"
 
 
+def cost_with_doubts(cost: Decimal | float | None, possibly_billed: Decimal | float | None) -> str:
+    """Formats a cost, with what may have been billed beyond it, as in ``$1.2000 (+ $0.0300?)``."""
+    return dollars(cost) + (f" (+ {dollars(possibly_billed)}?)" if possibly_billed else "")
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"

@@ -31,7 +31,7 @@ from swe_infer.runs.listing import (
     search,
     values_of,
 )  # fmt: skip
-from swe_infer.text import CommandParser, clean, dollars, report_errors, shown
+from swe_infer.text import CommandParser, clean, cost_with_doubts, dollars, report_errors, shown
 
 _Place = TypeVar("_Place", str, Path)
 _COMMANDS = ("list", "show", "rm", "sync", "move")
@@ -216,7 +216,9 @@ def _row(run: ListedRun, keys: Sequence[str]) -> list[str]:
         run.state,
         f"{run.done}/{run.total}" if run.summary else "-",
         _rate(columns),
-        dollars(columns["cost"]) if "cost_usd" in run.summary else "-",
+        cost_with_doubts(columns["cost"], run.summary.get("possibly_billed_usd"))
+        if "cost_usd" in run.summary
+        else "-",
         _age(columns["age"]) if run.modified else "-",
         *(shown(columns[key]) for key in ("model", "dataset", "prompt", "sweep")),
         run.error or values_of(run, keys),

@@ -14,7 +14,7 @@ from swe_infer.compare.pairs import Pair
 from swe_infer.compare.power import Power
 from swe_infer.compare.statistics import Interval
 from swe_infer.run_directory.figures import cost_per_fixed
-from swe_infer.text import clean, dollars, duration, p_value, percent, shown
+from swe_infer.text import clean, cost_with_doubts, dollars, duration, p_value, percent, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -361,7 +361,7 @@ def _cost(one: Figures) -> list[str]:
     tokens = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens, usage.reasoning_tokens)
     return [
         one.letter + ("*" if one.on_front else ""),
-        dollars(one.cost_usd) + (f" (+ {dollars(one.possibly_billed_usd)}?)" if one.possibly_billed_usd else ""),
+        cost_with_doubts(one.cost_usd, one.possibly_billed_usd),
         "-" if one.cost_per_success is None else _dollars(one.cost_per_success, one.cost_per_success_interval),
         *(f"{count:,}" for count in tokens),
         duration(one.wall_s),

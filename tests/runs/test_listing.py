@@ -20,6 +20,7 @@ import yaml
 from swe_infer.cli.runs import main
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.tables import print_summary
+from swe_infer.compare.command import run as compared
 from swe_infer.locks import OwnerFile
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.fallback import Fallback, fallback_lines
@@ -172,6 +173,18 @@ def test_a_total_says_how_many_costs_it_leaves_out(tmp_path: Path, capsys: pytes
         made(tmp_path / name, usd=usd)
     assert main([str(tmp_path)]) == 0
     assert "2 runs (2 complete), $1.0000 without the unknown cost of 1\n" in capsys.readouterr().err
+
+
+def test_the_list_shows_what_may_have_been_billed_as_comparisons_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "possibly_billed_usd": 0.25}))
+    assert main([str(tmp_path)]) == 0
+    assert compared([str(run)]) == 0
+    found = capsys.readouterr().out
+    assert found.count("$1.0000 (+ $0.2500?)") == 2, found
 
 
 def test_help_imports_neither_hydra_nor_rich() -> None:
