@@ -461,7 +461,11 @@ class Batches:
                 if isinstance(error, ProviderFatal) or delay_s is None:
                     self._refused(batch, error)
                     return False
-                await self._pause(delay_s)
+                try:
+                    await self._pause(delay_s)
+                finally:
+                    if self._stop.is_set() and isinstance(error, RateLimited):
+                        self._close(batch, "stopped")  # the next command need not look for it
             else:
                 break
         self._journal.record_submitted(batch, batch_id)
@@ -573,11 +577,12 @@ class Batches:
         Raises:
             ProviderFatal: no batch has run for ``retry.total_s``. The requests have no outcome.
         """
-        await self._back_off(error, tries)
         self._resubmit(batch, type(error).__name__)
-        self._has_room = not self._polled
+        self._has_room = False
+        await self._back_off(error, tries)
         if self._polled:
             return
+        self._has_room = True
         if time.monotonic() - self._refused_from >= self._retry.total_s:
             raise ProviderFatal(
                 f"no batch could run for runner.retry.total_s={self._retry.total_s:g} s: {error}; the same command "

@@ -505,6 +505,25 @@ def test_a_refused_batch_waits_beyond_its_tries_while_no_other_runs(
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("tries", [1, 12])
+def test_a_stop_while_a_refused_batch_waits_leaves_none_to_look_for(
+    vendor: str, tries: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ApiServer() as server:
+        server.batches.max_running = 0
+        stop, outcomes = threading.Event(), Outcomes()
+        waiting = Retry(tries=tries, backoff_s=600, max_backoff_s=600)
+        api = runner(server.url, vendor, tmp_path, cap="1", retry=waiting)
+        working = threading.Thread(target=api.generate, args=(requests(2), outcomes, stop), daemon=True)
+        working.start()
+        wait_for(lambda: "takes no further batch" in caplog.text)
+        stop.set()
+        working.join(60)
+        assert outcomes == []
+        assert open_batches(tmp_path) == []
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
 def test_a_limit_that_lets_no_batch_run_for_too_long_ends_the_run(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.max_running = 0
