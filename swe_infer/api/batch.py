@@ -428,10 +428,8 @@ class Batches:
     async def _submit(self, batch: Batch, encoded: dict[str, bytes]) -> bool:
         """Submits a batch. Returns whether it was accepted."""
         tries, began = 0, time.monotonic()
-        while True:
+        while not self._stop.is_set():  # as safe as a kill, see _until_done()
             tries += 1
-            if self._stop.is_set():  # as safe as a kill, see _until_done()
-                return False
             try:
                 timeout_s = self._provider.timeout_s
                 batch_id = await self._provider.submit(encoded, self._model, label=batch.label, timeout_s=timeout_s)
@@ -451,8 +449,8 @@ class Batches:
                         self._note_unknown(batch, why)
                         return False
                     if found is not None:
-                        batch_id = found
-                        break
+                        self._record_submitted(batch, found)
+                        return True
                 if isinstance(error, RateLimited) and not error.is_final:
                     self._note_refusal(error)
                     if delay_s is None:
@@ -467,11 +465,14 @@ class Batches:
                     if self._stop.is_set() and isinstance(error, RateLimited):
                         self._close(batch, "stopped")  # the next command need not look for it
             else:
-                break
+                self._record_submitted(batch, batch_id)
+                return True
+        return False
+
+    def _record_submitted(self, batch: Batch, batch_id: str) -> None:
         self._journal.record_submitted(batch, batch_id)
         self.submitted += 1
         logger.info("batch %s: %d requests submitted as %s", batch.label, len(batch.items), batch_id)
-        return True
 
     def _refused(self, batch: Batch, error: RequestError) -> None:
         """Closes a batch that was refused, and reports its requests as failed.
