@@ -64,6 +64,8 @@ _LONGEST_ID = 100
 _LONGEST_RUN_S = 86_400.0
 """Within which vendors complete a batch."""
 
+_MOST_NAMED = 3
+"""Batches that a line names."""
 _COUNTS_AT_ONCE = 8
 _READ_TOGETHER = 1 << 10
 """Samples of a prompt in one group."""
@@ -799,7 +801,7 @@ class Batches:
         since = batch.planned_at
         if since > time.time():  # the clock was ahead: a vendor would list it as too early
             since = time.time() - _LONGEST_RUN_S
-        asked_from = time.monotonic()
+        asked_from, is_logged = time.monotonic(), False
         for wait_s in self._poll_intervals_s():
             found = await self._with_retries(
                 lambda: self._provider.find(batch.label, since=since, timeout_s=self._provider.timeout_s),
@@ -819,6 +821,13 @@ class Batches:
                 return certain[0]
             if not candidates and time.monotonic() - asked_from >= self._settings.settle_s:
                 break
+            if candidates and not is_logged:
+                is_logged = True
+                names = ", ".join(candidate.id for candidate in candidates[:_MOST_NAMED])
+                logger.warning(
+                    "batch %s may be one of %d at the provider (%s), which is known once they have ended",
+                    batch.label, len(candidates), names,
+                )  # fmt: skip
             await asyncio.sleep(wait_s if candidates else min(wait_s, 1.0))
         return None
 

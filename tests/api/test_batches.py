@@ -152,13 +152,16 @@ def test_items_that_cannot_succeed_fail_or_are_skipped_individually(vendor: str,
 
 
 @pytest.mark.parametrize("vendor", some_of((*VENDORS, *OTHERS)))
-def test_a_submission_whose_response_is_lost_is_found_and_not_repeated(vendor: str, tmp_path: Path) -> None:
-    with ApiServer() as server:
+def test_a_submission_whose_response_is_lost_is_found_and_not_repeated(
+    vendor: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ApiServer(batch_delay_s=0.3) as server:
         server.batches.miscounted = 1
         server.batches.drop_next_submissions = 1
         outcomes = run(runner(server.url, vendor, tmp_path), requests(20))
         assert sum(isinstance(o, Completion) for o in outcomes.values()) == 20
         assert len(server.batches.submitted()) == 1
+        assert caplog.text.count("may be one of 1 at the provider (msgbatch_") == (vendor == "anthropic")
         assert set(server.log.answers_by_prompt().values()) == {1}
 
 
