@@ -48,7 +48,7 @@ Examples:
   swe-infer model=gpt-4o dataset=swebench_lite_oracle budget.max_usd=20
   swe-infer -m decoding=sample decoding.temperature=0.2,0.8     a sweep: one run for each value
 
-Flags: --help GROUP[=OPTION] shows options and keys; --cfg job the configuration; --version; --hydra-help the rest.
+Flags: --help GROUP[=OPTION] or KEY explains it; --cfg job shows the configuration; --version; --hydra-help the rest.
 Your own classes: --config-dir DIR adds DIR/GROUP/OPTION.yaml; PYTHONPATH=DIR finds the class; docs/extending.md.
 Completion: eval "$(swe-infer -sc install=bash)", the same with zsh, or swe-infer -sc install=fish | source
 API keys come from the environment alone: OPENAI_API_KEY, AZURE_OPENAI_API_KEY, ANTHROPIC_API_KEY, WANDB_API_KEY, …"""
@@ -60,7 +60,7 @@ def help_text(topics: Sequence[str] = (), config_dir: Path | None = None) -> str
     """The help of the command, or of groups and options.
 
     Args:
-        topics: ``GROUP``, ``GROUP=OPTION``, ``KEY`` or ``KEY=VALUE``; a dotted key means its group.
+        topics: ``GROUP``, ``GROUP=OPTION``, ``KEY`` or ``KEY=VALUE``.
         config_dir: a folder with options of the user's own.
 
     Raises:
@@ -121,34 +121,76 @@ def _topic(topic: str, config_dir: Path | None) -> Iterator[str]:
                     if option
                     else f"{topic}: names no option; available: {', '.join(known)}"
                 )
-    elif options or own:
+        return
+    if options or own:
         yield from _group(key, config_dir)
-    elif options_of(key.partition(".")[0]):
-        yield from _group(key.partition(".")[0], config_dir)
-    elif key.partition(".")[0] in (*ROOT_KEYS, "shard", "budget", "sweep"):
-        yield _file_section("config")
-    elif key.partition(".")[0] != "hydra":
+        return
+    group, *names = key.split(".")
+    if names and options_of(f"{group}/{names[0]}"):
+        group, names = f"{group}/{names[0]}", names[1:]
+    if options_of(group):
+        yield from _key(group, names, config_dir) or _group(group, config_dir)
+    elif group in (*ROOT_KEYS, "shard", "budget", "sweep"):
+        config = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
+        yield _entry(config, key.split(".")) or _entry(config, [group])
+    elif group != "hydra":
         raise ConfigError(f"{key}: unknown group{suggestion(key, groups())}")
+
+
+def _key(group: str, names: Sequence[str], config_dir: Path | None) -> list[str]:
+    """A key of a group as the files with keys have it, or the nearest key above it; empty: none has any."""
+    texts, shown = _texts(group, config_dir)
+    entries: dict[str, list[str]] = {}
+    while names and not entries:
+        for option in shown:
+            if entry := _entry(texts[option], names):
+                entries.setdefault(entry, []).append(option)
+        names = names[:-1]
+    return [f"== {group}={', '.join(options)} ==\n{entry}" for entry, options in entries.items()]
+
+
+def _entry(text: str, names: Sequence[str]) -> str:
+    """The lines of a key in a YAML file, with its comments and the keys below it; empty: the file lacks it."""
+    lines = text.splitlines()
+    path: list[str] = []
+    for at, line in enumerate(lines):
+        found = re.match(r"( *)([\w-]+):", line)
+        if found is None:
+            continue
+        indent = len(found[1])
+        path = [*path[: indent // 2], found[2]]
+        if path != list(names):
+            continue
+        start = at - 1 if at and lines[at - 1].startswith(f"{found[1]}# ") else at
+        end = next((n for n in range(at + 1, len(lines)) if not lines[n].startswith(f"{found[1]}  ")), len(lines))
+        return "".join(f"{one[indent:]}\n" for one in lines[start:end])
+    return ""
 
 
 def _group(group: str, config_dir: Path | None) -> Iterator[str]:
     """The options of a group, each with the first comment of its file, and the files that define keys."""
-    files = {
-        path.stem: path
-        for path in (*(file_of(group, o) for o in options_of(group)), *_user_options(config_dir, group))
-    }
-    width = max(map(len, files))
-    texts = {option: path.read_text(encoding="utf-8") for option, path in files.items()}
+    texts, shown = _texts(group, config_dir)
+    width = max(map(len, texts))
     lines = {
         option: f"  {option:{width}}  {_shortened(_first_comment(text), _WIDTH - width - 4)}".rstrip()
         for option, text in texts.items()
     }
     yield "\n".join([f"== {group}: options ==", *(_by_provider(lines) if group == "model" else lines.values()), ""])
-    with_keys = [option for option, text in texts.items() if "\n_target_:" in f"\n{text}"]
-    shown = list(_representatives({option: texts[option] for option in with_keys})) or list(texts)
     yield from (f"== {group}/{option}.yaml ==\n{texts[option]}" for option in shown)
-    if 0 < len(shown) < len(with_keys):
+    if len(shown) < sum(map(_has_keys, texts.values())):
         yield f"The other options have the same keys; --help {group}=OPTION shows one.\n"
+
+
+def _texts(group: str, config_dir: Path | None) -> tuple[dict[str, str], list[str]]:
+    """(the files of a group by option, the options whose files define keys)."""
+    files = (*(file_of(group, option) for option in options_of(group)), *_user_options(config_dir, group))
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in files}
+    with_keys = {option: text for option, text in texts.items() if _has_keys(text)}
+    return texts, list(_representatives(with_keys)) or list(texts)
+
+
+def _has_keys(text: str) -> bool:
+    return "\n_target_:" in f"\n{text}"
 
 
 def _by_provider(lines: Mapping[str, str]) -> Iterator[str]:

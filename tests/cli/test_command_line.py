@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from swe_infer import __version__
+from swe_infer.cli.help import help_text
 from swe_infer.cli.start import check_arguments
 from swe_infer.errors import ConfigError
 from tests.support import commands
@@ -133,6 +134,24 @@ def test_help_version_and_completion_come_without_hydra(
     assert len(modules) < most
     if arguments == ["--help"]:
         assert len(result.stdout.splitlines()) <= 44, "a screen"
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("budget.max_usd", "max_usd: null # Maximum cost of this run, including resumes; null: unlimited.\n"),
+        ("decoding.seed", "== decoding=greedy, model_default, reasoning, sample ==\nseed: null # Seed of the run; "),
+        ("runner.limits.start=4", "== runner=api ==\nstart: 8 # Initial number of concurrent requests.\n"),
+        ("runner.retry", "== runner=api ==\nretry: # by class of error: "),
+        ("model.attention.backends", "== model/attention=auto ==\nbackends: ["),
+        ("model.extra_body.tools", "== model=api ==\nextra_body: {} # Additional fields of the request body.\n"),
+    ],
+)
+def test_help_for_a_key_shows_the_key(key: str, shown: str) -> None:
+    text = help_text([key])
+    assert text.startswith(shown)
+    assert "options ==" not in text
+    assert len(text.splitlines()) < 20
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
