@@ -174,6 +174,9 @@ class _Planner:
             self._estimates.append(estimate)
             if runner.costs_money:
                 todo = self._pay(estimate, rest, experiment.budget)
+                # With successive halving several points are one run, which grows.
+                if str(prepared.directory) not in {point.directory for point in self._points}:
+                    self._paid.spent_usd += rest.cost_usd or Decimal(0)
         cost = None if rest.cost_usd is None else str(rest.cost_usd)
         return PlannedPoint(str(prepared.directory), samples, done, rest.failed, todo, cost)
 
@@ -190,7 +193,6 @@ class _Planner:
             paid.usd += Range(times * usd.low, times * usd.high)
         else:
             paid.unpriced_requests += times * estimate.requests
-        paid.spent_usd += rest.cost_usd or Decimal(0)
         paid.divided |= budget.across == "division"
         for key, values in paid.caps.items():
             values.add(getattr(budget, key))

@@ -76,11 +76,16 @@ class SweepPosition:
         ended = {job.number: job for job in self.sweep.jobs() if job.number >= 0}
         samples = done = answered = todo = resolved = evaluated = 0
         cost: Decimal | None = Decimal(0)
-        for number, point in enumerate(self.plan.points):
-            if number in self.numbers:
-                continue
+        points = self.plan.points
+        seen = {_place(points[number].directory) for number in self.numbers if number < len(points)} - {None}
+        # The last first: with successive halving several points are one run, which grows.
+        for number, point in reversed(list(enumerate(points))):
             job = ended.get(number)
             run = point.directory if job is None or job.run is None else job.run
+            if number in self.numbers or (place := _place(run)) in seen:
+                continue
+            if place is not None:
+                seen.add(place)
             summary, is_new = self._summary(run)
             known = is_new or job is not None
             finished = sum(int(summary.get(key) or 0) for key in ("completed", "skipped")) if known else point.done
@@ -105,6 +110,10 @@ class SweepPosition:
             return RunDirectory(Path(run)).summary(), written >= self.plan.started
         except (OSError, ConfigError):
             return {}, False
+
+
+def _place(run: str | None) -> Path | None:
+    return None if run is None else Path(run).resolve()
 
 
 def _cost_of(summary: Mapping[str, Any], point: PlannedPoint) -> Decimal | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from swe_infer.text import dollars
 from tests.support.api_faults import FaultKind
 from tests.support.api_server import ApiServer
 from tests.sweeps.command import ROOT, Sweep
@@ -231,6 +232,14 @@ def test_halving_pays_for_fewer_instances_than_a_grid_and_never_twice(
         runs = set(first.stdout.splitlines())
         completed = [json.loads((tmp_path / run / "summary.json").read_text())["completed"] for run in runs]
         assert sorted(completed) == [2, 2, 4, 8], "a run grows in its own directory"
+        texts = [(tmp_path / run / "records.jsonl").read_text() for run in runs]
+        records = [json.loads(line) for text in texts for line in text.splitlines()]
+        costs = [record["cost_usd"] for record in sorted(records, key=lambda record: record["time"])]
+        shown = [line for line in first.stderr.splitlines() if line.startswith(("point ", "points "))]
+        assert " · sweep 16/16 100% · " in shown[-1]
+        assert f" · {dollars(sum(costs))} · " in shown[-1]
+        third = next(line for line in first.stderr.splitlines() if line.startswith("step 3: "))
+        assert f" · {dollars(sum(costs[:12]))} paid before · " in third, "each run counts once"
 
         if not request.config.getoption("full"):
             return
