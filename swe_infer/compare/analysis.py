@@ -493,6 +493,10 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
             [one.patches.get("unchecked") for one in figures],
         ),
         ("Answers without a verdict count as not resolved", [one.unverified for one in figures]),
+        (
+            "Answers that another run paid for, which cost nothing here",
+            [sum(result.shared for result in one.run.results.values()) for one in figures],
+        ),
     ):
         concerned = [f"{one.letter} {count:,}" for one, count in zip(figures, counts, strict=True) if count]
         if concerned:

@@ -34,6 +34,7 @@ class Result:
         extractor: the version of the extractor that found the patch; 1 if the record states none.
         turn: the further turn of the record, see :mod:`swe_infer.feedback`; 0: the first answer.
         prompt_tokens: input tokens of the first record, whose prompt is that of the instance.
+        shared: another run has paid for the answer.
     """
 
     instance_id: str
@@ -50,6 +51,7 @@ class Result:
     extractor: int = 1
     turn: int = 0
     prompt_tokens: int = 0
+    shared: bool = False
 
     @property
     def infrastructure_failure(self) -> bool:
@@ -330,6 +332,7 @@ def _result(record: Record, before: Result | None, verdict: bool | None, *, cove
         extractor=int(record.get("extractor") or 1),
         turn=turn_of(record),
         prompt_tokens=(before.prompt_tokens if before is not None else 0) or usage_of(record).input_tokens,
+        shared="shared_from" in (record.get("details") or {}),
     )
 
 

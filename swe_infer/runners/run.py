@@ -598,6 +598,8 @@ class Run:
             self._reusable = reusable_records(
                 self._sources, lambda k: totals.counts(k[0]) and totals.status(k) != "completed"
             )
+            if self._reusable:
+                log.info("answers that another run paid for are used, at no cost here: %d", len(self._reusable))
         return self._reusable.pop(key, None)
 
     def record_outcome(self, request: Request, outcome: Outcome) -> None:

@@ -119,3 +119,12 @@ def test_what_holds_for_all_runs_and_answers_is_logged_once(tmp_path: Path) -> N
         "the cost leaves out", "sent as given", "error: decoding.temperature",
     ):  # fmt: skip
         assert len([line for line in said if words in line]) == 1, result.stderr
+
+
+def test_answers_that_another_point_paid_for_are_named_in_the_log_and_the_comparison(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        result = Sweep(server, tmp_path).run("provider.service_tier=default,flex", "model.pricing=unknown")
+        assert len(server.log.asked()) == 3
+    assert result.returncode == 0, result.stderr
+    assert "answers that another run paid for are used, at no cost here: 3" in result.stderr
+    assert "Answers that another run paid for, which cost nothing here: B 3." in result.stderr
