@@ -15,7 +15,8 @@ from swe_infer.options import Option
 
 FinishReason = Literal["stop", "length", "repetition", "refusal", "content_filter", "other"]
 """``stop``: end token, stop string or a closed patch. ``length``: ``max_new_tokens`` or the context window was
-reached. ``repetition``: the local engine's loop detector. ``refusal``, ``content_filter``: from the provider."""
+reached. ``repetition``: the loop detector of the local engine or vLLM. ``refusal``, ``content_filter``: from the
+provider."""
 
 PatchStatus = Literal["applies", "repaired", "does_not_apply", "unchecked", "none"]
 

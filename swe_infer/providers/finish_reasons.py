@@ -14,10 +14,11 @@ from swe_infer.types import FinishReason
 
 _REASONS: Mapping[FinishReason, str] = {
     "stop": "stop stop_sequence stop_token stopped eos eos_token end_turn complete completed",
-    "length": "length max_tokens max_output_tokens max_length model_length model_context_window_exceeded",
+    "length": "length max_tokens max_output_tokens max_length model_length model_context_window_exceeded error_limit",
     "content_filter": "content_filter content_filtered guardrail_intervened sensitive safety recitation blocklist "
-    "prohibited_content spii error_toxic",
+    "prohibited_content spii error_toxic language",
     "refusal": "refusal",
+    "repetition": "repetition",
 }
 _BY_WORD = {word: reason for reason, words in _REASONS.items() for word in words.split()}
 

@@ -472,6 +472,9 @@ def chat(finish: Any, **choice: Any) -> dict[str, Any]:
         ("sensitive", "content_filter"),  # promptfoo/promptfoo #9905 (Z.ai)
         ("COMPLETE", "stop"),  # cohere.types.ChatFinishReason
         ("ERROR_TOXIC", "content_filter"),
+        ("ERROR_LIMIT", "length"),  # cohere.types.FinishReason, of the earlier API
+        ("LANGUAGE", "content_filter"),  # Google's FinishReason
+        ("repetition", "repetition"),  # vllm/v1/engine/__init__.py
         # Gemini's OpenAI format (HKUDS/Vibe-Trading #308 has its plain words)
         ("content_filter: PROHIBITED_CONTENT", "content_filter"),
         ("function_call_filter: MALFORMED_FUNCTION_CALL", "other"),
