@@ -17,6 +17,7 @@ import asyncio
 import heapq
 import itertools
 import logging
+import math
 from array import array
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -47,6 +48,8 @@ _LONG_RESET_S = 90.0
 """Up to this time, a quota per minute may be available again in part after a Retry-After of seconds."""
 _LOGGED_CHANGE = 0.25
 """A pace is logged again if it has changed by this part."""
+_LOGGED_AGAIN_S = 600.0
+"""Seconds after which a pace that was logged before is logged again."""
 _LOGGED_PAUSE_S = 5.0
 _BLOCKED_S = 0.2
 """The event loop was blocked if a timer is later than this."""
@@ -156,7 +159,10 @@ class Limiter:
             limits.start, limits.doubling_s, limits.backoff_factor, max(1, max_concurrency)
         )
         self._answered_at = array("d")
-        self._logged_pace: dict[str, float] = {}
+        self._pace: dict[str, float] = {}
+        """Of each quota, as logged or as it was set again."""
+        self._logged_at: dict[tuple[str, int], float] = {}
+        """When a pace of about this size was logged."""
         self._expired: set[str] = set()
         """Quotas that the shared file still has."""
         # How many tokens the provider counts for how many characters, starting with one assumed long prompt.
@@ -368,10 +374,15 @@ class Limiter:
         refusal: RateLimited | None,
     ) -> None:
         """Logs the pace and its reason, if it is new or has changed much."""
-        pace, before = quota.per_minute, self._logged_pace.get(kind)
+        pace, before = quota.per_minute, self._pace.get(kind)
         if pace is None or (before is not None and abs(pace - before) <= _LOGGED_CHANGE * before):
             return
-        self._logged_pace[kind] = pace
+        self._pace[kind] = pace
+        # A gateway to several deployments states another quota with each answer.
+        size, now = (kind, round(math.log(pace, 1 + _LOGGED_CHANGE))), self._clock()
+        if now < self._logged_at.get(size, float("-inf")) + _LOGGED_AGAIN_S:
+            return
+        self._logged_at[size] = now
         limit, remaining, reset_s = reported
         logger.log(
             logging.INFO if refusal is None else logging.WARNING,
@@ -383,7 +394,8 @@ class Limiter:
     def _forget_expired(self, now: float) -> None:
         for kind, quota in zip(_KINDS, self._quotas, strict=True):
             if quota.forget_expired(now):
-                self._logged_pace.pop(kind, None)
+                self._pace.pop(kind, None)
+                self._logged_at = {size: at for size, at in self._logged_at.items() if size[0] != kind}
                 self._expired.add(kind)
                 logger.info("%s: the pace of %s that a refusal reported has expired", self._name, kind)
 

@@ -325,6 +325,23 @@ def test_what_a_refusal_reports_expires_and_the_log_says_when_and_why_the_pace_i
     assert any("has expired" in message for message in messages)
 
 
+def test_a_gateway_that_reports_another_quota_with_each_answer_does_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # docs.litellm.ai/docs/routing: requests are divided among deployments, each with its own quota
+    async def scenario() -> None:
+        limiter = Limiter(Limits(), 64, name="host")
+        for number in range(200):
+            async with limiter.permit(10, 10) as permit:
+                await asyncio.sleep(0.01)
+                limit = (60_000, 600)[number % 2]
+                limiter.answered(permit, RateLimits(limit_requests=limit, remaining_requests=limit - 1), Usage())
+
+    with caplog.at_level(logging.INFO):
+        run_virtual(scenario())
+    assert [record.args[1] for record in caplog.records] == [60_000.0, 600.0]  # type: ignore[index]
+
+
 def test_an_answer_confirms_the_pace_that_a_refusal_reports() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(), 64)
