@@ -381,14 +381,15 @@ def test_a_message_is_one_short_line(text: str, secret: str) -> None:
     assert line.isprintable()
 
 
+_KEYS = ["error", "errors", "message", "code", "type", "innererror", "detail", "details", "status", "metadata",
+         "base_resp", "status_code", "raw", "headers", "retry_after", "title", "__type", "error_msg"]  # fmt: skip
+
+
 @given(
-    st.sampled_from([None, 200, 400, 401, 403, 404, 429, 500]),
+    st.sampled_from([None, 200, 400, 401, 403, 404, 429, 499, 500, 501, 599]),
     st.recursive(
         st.none() | st.text() | st.integers() | st.booleans(),
-        lambda inner: (
-            st.lists(inner)
-            | st.dictionaries(st.sampled_from(["error", "message", "code", "type", "innererror", "detail"]), inner)
-        ),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(_KEYS), inner),
     ),
 )
 def test_no_body_can_break_the_classification(status: int | None, body: Any) -> None:
