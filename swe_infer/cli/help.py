@@ -131,7 +131,7 @@ def _topic(topic: str, config_dir: Path | None) -> Iterator[str]:
     if options_of(group):
         yield from _key(group, names, config_dir) or _group(group, config_dir)
     elif group in (*ROOT_KEYS, "shard", "budget", "sweep"):
-        config = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
+        config = _text_of("config")
         yield _entry(config, key.split(".")) or _entry(config, [group])
     elif group != "hydra":
         raise ConfigError(f"{key}: unknown group{suggestion(key, groups())}")
@@ -222,7 +222,11 @@ def _representatives(texts: Mapping[str, str]) -> Iterator[str]:
 
 def _file_section(name: str) -> str:
     """A file of ``conf/`` under a heading."""
-    return f"== {name}.yaml ==\n{(conf_dir() / name).with_name(name.rpartition('/')[2] + '.yaml').read_text()}"
+    return f"== {name}.yaml ==\n{_text_of(name)}"
+
+
+def _text_of(name: str) -> str:
+    return (conf_dir() / name).with_name(name.rpartition("/")[2] + ".yaml").read_text(encoding="utf-8")
 
 
 def _shortened(text: str, most: int) -> str:
