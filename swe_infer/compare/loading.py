@@ -332,7 +332,7 @@ def _result(record: Record, before: Result | None, verdict: bool | None, *, cove
         extractor=int(record.get("extractor") or 1),
         turn=turn_of(record),
         prompt_tokens=(before.prompt_tokens if before is not None else 0) or usage_of(record).input_tokens,
-        shared="shared_from" in (record.get("details") or {}),
+        shared=not {"shared_from", "response_cache"}.isdisjoint(record.get("details") or {}),
     )
 
 

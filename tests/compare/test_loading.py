@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_run, load_runs, read_texts
 from swe_infer.compare.sources import jobs_without_run
 from swe_infer.errors import ConfigError
-from tests.compare.runs import answer, failure, skip, write_run
+from swe_infer.types import Completion
+from tests.compare.runs import Entry, answer, failure, skip, write_run
 
 
 def test_the_last_record_wins_and_every_attempt_counts(tmp_path: Path) -> None:
@@ -37,6 +39,18 @@ def test_the_texts_of_one_instance_are_those_of_the_whole_run(tmp_path: Path) ->
     without = read_texts(run, answers=lambda name: name == "1")
     assert {key: texts.answer for key, texts in without.items() if texts.answer} == {("1", 0): "1 and a-1"}
     assert [texts.patch for texts in without.values()] == [texts.patch for texts in every.values()]
+
+
+def test_answers_from_another_run_or_the_response_cache_count_as_shared(tmp_path: Path) -> None:
+    entries: list[Entry] = []
+    for name, details in (("a", {"response_cache": True}), ("b", {"shared_from": {}}), ("c", {})):
+        _, sample, outcome, patch = answer(name)
+        assert isinstance(outcome, Completion)
+        entries.append((name, sample, dataclasses.replace(outcome, details=details), patch))
+    run = load_run(write_run(tmp_path / "r", entries))
+    assert [result.shared for result in run.results.values()] == [True, True, False]
+    notes = compare([run, load_run(write_run(tmp_path / "s", [answer("a")]))]).notes
+    assert any("paid for, which cost nothing here: A 2." in note for note in notes)
 
 
 def test_an_unknown_price_is_not_zero(tmp_path: Path) -> None:
