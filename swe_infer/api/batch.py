@@ -237,7 +237,7 @@ class Batches:
             tokens = await self._bounds.tightest(self._request(item), self._endpoint, byte_bound)
             raise self._budget.explain_refusal(self._price(tokens))
         if self._journal.open:
-            logger.info("%d %s continue at the provider; the same command collects them", self.open, self.nouns)
+            logger.info("%s continue at the provider: %d; the same command collects them", self.nouns, self.open)
 
     async def _until_done(self) -> None:
         """Submits pending requests and follows batches until nothing is left, or until the run is stopped."""

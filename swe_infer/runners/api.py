@@ -189,8 +189,8 @@ class ApiRunner:
         ):
             count = sum(batch.kind == kind for batch in unfinished)
             if count and not now:
-                where = "of this run are still at the provider"
-                raise ConfigError(f"{count} {nouns} {where}; collect them with {key} first")
+                where = f"of this run are still at the provider ({count})"
+                raise ConfigError(f"{nouns} {where}; collect them with {key} first")
         if self._has_journal:
             self._journalled_usd = unrecorded_usd(billed, context.is_recorded)
         self._read_ledgers(context)
