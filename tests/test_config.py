@@ -115,6 +115,7 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
             "feedback.turns: unknown key of the chosen option; it belongs to feedback=apply_error",
         ),
         (["colour=red"], "colour: unknown key"),
+        (["OPENAI_API_KEY=k"], "is set before the command: export OPENAI_API_KEY=…"),
         (["+colour=red"], "colour: unknown key"),
         (["runner=api"], "provider: none is chosen"),
         (["runner=api", "provider=openai"], "is a checkpoint, which provider=openai does not serve"),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from swe_infer.api.retry import never_connected
 from swe_infer.errors import ProviderFatal
+from swe_infer.providers.environment import proxy_of
 from swe_infer.redaction import without_credentials
 
 _TRIES = 3
@@ -59,7 +60,9 @@ class Reachability:
         self._failures[base_url] = max(tries, self._failures[base_url])
         if min(self._failures.values()) >= _TRIES:
             addresses = " and ".join(map(without_credentials, self._failures))
+            proxies = sorted({proxy.variable for url in self._failures if (proxy := proxy_of(url)) is not None})
+            way = f"the proxy in {' and '.join(proxies)}" if proxies else "any proxy"
             raise Unreachable(
                 f"provider.base_url={addresses}: nothing could connect ({error}); check the address, that the server "
-                "is running, and any proxy, firewall or certificate on the way"
+                f"is running, and {way}, firewall or certificate on the way"
             ) from error

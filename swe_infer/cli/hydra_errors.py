@@ -63,6 +63,8 @@ def _unknown_key(error: BaseException) -> str:
     names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
     if any(_has_key(parameter.hint, name) for parameter in parameters_at(key.rpartition(".")[0])):
         return f"{key}: is not set yet; a new key of a mapping is added with +{key}=VALUE"
+    if re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", key):
+        return f"{key}: unknown key; an environment variable is set before the command: export {key}=…"
     target = str(parent.get("_target_") or "") if isinstance(parent, DictConfig) else ""
     if target.startswith("swe_infer.") and name in class_parameters(target):
         return f"{key}: its YAML file does not list it; such a key is added with +{key}=VALUE"

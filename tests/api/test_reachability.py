@@ -94,6 +94,17 @@ def test_a_closed_port_ends_the_run_after_a_few_tries_in_all_and_names_the_addre
     assert api.stats()["requests_sent"] <= BURST + 6, "of 60 requests"
 
 
+def test_a_proxy_on_the_way_to_a_closed_port_is_named(
+    closed_ports: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", f"http://user:planted@127.0.0.1:{closed_ports[0]}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    api = runner(OpenAIChat(base_url="http://server.example/v1"))
+    with pytest.raises(Unreachable, match="and the proxy in ALL_PROXY, firewall") as raised:
+        api.generate(requests(5), nothing_is_answered, threading.Event())
+    assert "planted" not in str(raised.value)
+
+
 def test_a_failing_handshake_counts_as_no_connection() -> None:
     with no_tls() as (port, connections):
         with pytest.raises(Unreachable, match=rf"https://127\.0\.0\.1:{port}"):
