@@ -707,7 +707,7 @@ class Estimate:
             instances=self.instances + other.instances,
             requests=self.requests + other.requests,
             response_cache_hits=self.response_cache_hits + other.response_cache_hits,
-            tokens=self.tokens if self.tokens == other.tokens else f"{self.tokens}, {other.tokens}",
+            tokens=", ".join(dict.fromkeys([*self.tokens.split(", "), *other.tokens.split(", ")])),
             exact=self.exact and other.exact,
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,

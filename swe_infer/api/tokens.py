@@ -44,7 +44,7 @@ class EstimatedCounter:
 
     def __init__(self, characters_per_token: float = CHARACTERS_PER_TOKEN) -> None:
         self._ratio = characters_per_token
-        self.name = f"estimate:characters/{characters_per_token:g}"
+        self.name = f"characters / {characters_per_token:g}"
 
     def __call__(self, prompt: Prompt) -> int:
         return int(prompt.characters / self._ratio) + 1 + IMAGE_TOKENS * len(prompt.images)

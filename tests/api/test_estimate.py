@@ -93,6 +93,8 @@ def test_estimates_of_a_sweep_add_up_and_an_unknown_price_stays_unknown() -> Non
     unknown = api.estimate(counted(requests(3)))
     assert unknown.live_usd is None
     assert (one + unknown).live_usd is None
+    assert unknown.tokens == "characters / 3.3"
+    assert (one + unknown + unknown + one).tokens == "by hand, characters / 3.3", "each way of counting once"
 
 
 def test_nothing_to_do_takes_no_time_and_no_money() -> None:
