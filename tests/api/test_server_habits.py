@@ -339,7 +339,7 @@ def test_a_gateway_that_reports_another_quota_with_each_answer_does_not_fill_the
 
     with caplog.at_level(logging.INFO):
         run_virtual(scenario())
-    assert [record.args[1] for record in caplog.records] == [60_000.0, 600.0]  # type: ignore[index]
+    assert [record.args[1] for record in caplog.records] == ["60,000", "600"]  # type: ignore[index]
 
 
 def test_an_answer_confirms_the_pace_that_a_refusal_reports() -> None:
