@@ -31,6 +31,8 @@ _AGREEMENTS = 3
 """Consecutive responses that must match a bucket before its refill is relied on."""
 
 _DAY_S = 86_400.0
+_LONGEST_RESET_S = 32 * _DAY_S
+"""A later reset is not one of a quota."""
 _LONGEST_WAIT_S = 0.004
 """Seconds to wait for other processes that have the shared file locked."""
 _BUSY_S = 0.02
@@ -89,6 +91,7 @@ class RateLimiter:
         """Seconds until ``amount`` may be sent; 0: now."""
         if self._rate is None:
             return 0.0
+        self._due = min(self._due, now + _MINUTE_S)
         if self._burst and self._available(now) >= amount:
             return 0.0
         wait = self._due - _TOLERANCE_S - now
@@ -156,7 +159,7 @@ class RateLimiter:
         rate = limit / _MINUTE_S
         if remaining is not None and reset_s is not None and remaining < limit:
             full_s = reset_s * limit / (limit - remaining)  # seconds to fill an empty bucket, if it is one
-            if reset_s > 1.5 * _MINUTE_S:  # a quota for more than a minute, such as a day, but not for years
+            if 1.5 * _MINUTE_S < reset_s <= _LONGEST_RESET_S:  # a quota for more than a minute, such as a day
                 rate = limit / (full_s if full_s <= 1.1 * _DAY_S else reset_s)
             matches_bucket = abs(full_s - limit / rate) <= 0.1 * limit / rate + limit / (limit - remaining)
             self._bucket_matches = self._bucket_matches + 1 if matches_bucket else 0

@@ -342,6 +342,32 @@ def test_a_gateway_that_reports_another_quota_with_each_answer_does_not_fill_the
     assert [record.args[1] for record in caplog.records] == ["60,000", "600"]  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("reported", "most_s"),
+    [
+        # no answer holds a run for longer than a minute before each request
+        (RateLimits(limit_requests=60, remaining_requests=0, reset_requests_s=86_400.0), 30 * 61),
+        (RateLimits(limit_tokens=1, remaining_tokens=0, reset_tokens_s=86_400.0), 30 * 61),
+        # and a reset in years is none
+        (RateLimits(limit_requests=60, remaining_requests=0, reset_requests_s=1e9), 60),
+    ],
+)
+def test_no_absurd_quota_of_an_answer_stalls_a_run(reported: RateLimits, most_s: float) -> None:
+    async def scenario() -> float:
+        limiter = Limiter(Limits(), 16)
+        began = asyncio.get_running_loop().time()
+
+        async def ask() -> None:
+            async with limiter.permit(4_000, 1_000) as permit:
+                await asyncio.sleep(0.5)
+                limiter.answered(permit, reported, Usage(input_tokens=1_000, output_tokens=100))
+
+        await asyncio.gather(*(ask() for _ in range(30)))
+        return asyncio.get_running_loop().time() - began
+
+    assert run_virtual(scenario()) < most_s
+
+
 def test_an_answer_confirms_the_pace_that_a_refusal_reports() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(), 64)
