@@ -280,7 +280,7 @@ class AnthropicMessages(AnthropicBatches):
                     stated = event.get("usage")
                     is_counted |= isinstance(stated, dict) and bool(stated.get("output_tokens"))
                     whole["usage"] = later_usage(whole.get("usage"), stated)
-                case "[DONE]" | {"type": "message_stop"}:
+                case {"type": "message_stop"}:
                     is_done = True
                     whole["stop_reason"] = whole.get("stop_reason") or stated_early
                     if whole["stop_reason"]:

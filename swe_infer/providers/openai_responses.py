@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -183,14 +183,14 @@ class OpenAIResponses(OpenAIProvider):
         deltas: dict[str, list[str]] = {kind: [] for kind in _SPOKEN}
         wholes: dict[str, list[str]] = {kind: [] for kind in _SPOKEN}
         whole: dict[str, Any] = {}
-        is_done = has_begun = is_item_complete = False
+        is_done = has_begun = is_item_open = False
 
         def end() -> tuple[int, float] | None:
             return (0, GRACE_S) if is_done else None
 
         async for event in until_complete(events, end):
             # OpenRouter may close a stream after its last item.
-            is_done |= event == DONE or (event == CLOSED and is_item_complete)
+            is_done |= event == DONE or (event == CLOSED and _is_complete(items))
             if not isinstance(event, dict):
                 continue
             if event.get("object") == "response" and event.get("output"):  # a whole answer in one event
@@ -200,20 +200,20 @@ class OpenAIResponses(OpenAIProvider):
             has_begun |= kind != event.get("type")
             if isinstance(event.get("response"), dict):
                 whole = event["response"]
-            is_item_complete &= kind != "output_item.added"
+            is_item_open |= kind == "output_item.added"
             if part in _SPOKEN and step == "delta":
                 marks.setdefault("first", time.monotonic())
                 deltas[part] += strings_of(event.get("delta"))
             elif part in _SPOKEN and step == "done":
                 wholes[part] += strings_of(event.get(_SPOKEN[part]))
             elif kind == "output_item.done":
-                items.append(item := event.get("item"))
-                is_item_complete = isinstance(item, dict) and item.get("status") == "completed"
+                items.append(event.get("item"))
+                is_item_open = False
             elif kind in _LAST_EVENTS:
                 whole = whole if whole.get("status") in _LAST_EVENTS else {**whole, "status": kind}
                 break
         else:
-            if not is_done or not items:
+            if not is_done or not items or is_item_open:
                 raise CutShort if has_begun else Unreadable("a stream without an answer")
             whole = {**whole, "status": None}  # some servers leave out the last event
         # Some servers send the items, or their content, in their own events alone.
@@ -228,6 +228,11 @@ class OpenAIResponses(OpenAIProvider):
             if not texts and not unspoken.refusals:
                 output = [*output, {"type": "message", "content": content}]
         return {**whole, "output": output}
+
+
+def _is_complete(items: Sequence[Any]) -> bool:
+    """Whether the last item states that it is complete."""
+    return bool(items) and isinstance(items[-1], dict) and items[-1].get("status") == "completed"
 
 
 _RUNNING = ("queued", "in_progress")

@@ -566,6 +566,9 @@ def test_events_of_a_message_that_are_missing_null_or_twice_do_not_cost_the_answ
         assert (answer.text, answer.finish_reason, answer.usage.output_tokens) == ("PATCH", "stop", 2), events
     for content in ("PATCH", [{"text": "PATCH"}]):  # anthropic.types.MessageParam; a block without a type
         assert ask(Recorded(json.dumps({**MESSAGE, "content": content}).encode()), "anthropic").text == "PATCH"
+    # decolua/9router #1648: after a lost connection to the upstream server
+    with pytest.raises(TransientError, match="ends before its answer"):
+        ask(Recorded(start + text + b"data: [DONE]\n\n", SSE), "anthropic", stream="always")
     with pytest.raises(TransientError, match="unknown event"):
         ask(Recorded(start + text.replace(b'"PATCH"', b"7") + end, SSE), "anthropic", stream="always")
 
@@ -592,7 +595,12 @@ def test_a_response_without_its_last_event_is_kept_if_the_stream_states_its_end(
     complete = begun.replace(json.dumps(OUTPUT).encode(), item)
     assert ask(Recorded(complete, SSE), "openai_responses", stream="always").text == "PATCH"
     added = sse({"type": "response.output_item.added", "output_index": 1, "item": {"type": "message"}})
-    for cut in (begun, complete + added, rest[0] + rest[1] + b"data: [DONE]\n\n"):
+    for cut in (
+        begun,
+        complete + added,
+        begun + added + b"data: [DONE]\n\n",
+        rest[0] + rest[1] + b"data: [DONE]\n\n",
+    ):
         with pytest.raises(TransientError, match="ends before its answer"):
             ask(Recorded(cut, SSE), "openai_responses", stream="always")
     # the last event states the end, although its response is missing or still in progress
