@@ -269,6 +269,9 @@ _EPOCH = re.compile(
     r" (?P<sign>[-+])(?P<zone_hour>[0-2]\d):?(?P<zone_minute>[0-5]\d)$"
 )
 _MODE = re.compile(r"[0-7]{1,6}")
+_INDEX = re.compile(r"index [^.]{0,40}\.\.[^ ]{0,40} (?:\s*(?P<mode>[0-7]{1,6})(?:\s|$))?")
+"""An index line with a mode behind its hashes; it is None if git cannot read it."""
+_FILE_TYPE, _REGULAR, _LINK = 0o170000, 0o100000, 0o120000
 _DEV_NULL = re.compile(r"/dev/null(?:\s|$)")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BLANK = re.compile(r"[ \t]")
@@ -305,6 +308,8 @@ class _GitReader:
     lines: list[str]
     at: int = 0
     strip: int | None = None
+    ignored: str | None = None
+    """The name in a line ``diff --git`` that git ignores, but with which it compares those of the next header."""
     patches: list[FilePatch] = field(default_factory=list)
 
     def read(self) -> list[FilePatch]:
@@ -330,6 +335,7 @@ class _GitReader:
             else:
                 patch = None
             if patch is not None:
+                self.ignored = None
                 return patch
             self.at += 1
         return None
@@ -364,7 +370,8 @@ class _GitReader:
     def _git_header(self) -> FilePatch | None:
         """Parses the extended header. Returns None, without advancing, if git would ignore the line."""
         start = self.at
-        header = _Header(_default_name(self.lines[start][len("diff --git ") :], self._strip()))
+        default = _default_name(self.lines[start][len("diff --git ") :], self._strip())
+        header = _Header(default, self.ignored, self.ignored)
         at = start + 1
         while at < len(self.lines) and self._extended(header, self.lines[at], at + 1):
             at += 1
@@ -376,6 +383,7 @@ class _GitReader:
         if missing:
             raise PatchError(f"line {start + 1}: a git header without file names")
         if at == start + 1:
+            self.ignored = header.old
             return None
         self.at = at
         return FilePatch(
@@ -406,7 +414,7 @@ class _GitReader:
             header.renamed, header.copied = two != "copy to", two == "copy to"
             header.new = _name(line[len(two) + 1 :], self._strip() - 1)
         elif line.startswith("index "):
-            pass
+            _index_line(header, line, number)
         else:
             return two in ("similarity index", "dissimilarity index")
         return True
@@ -474,6 +482,18 @@ def _mode_line(header: _Header, line: str, number: int) -> None:
         header.new_mode = mode
 
 
+def _index_line(header: _Header, line: str, number: int) -> None:
+    """Checks the mode: git compares its type with that of the file, which is a regular one."""
+    found = _INDEX.match(line)
+    if found is None:
+        return
+    file_type = int(found["mode"] or "0", 8) & _FILE_TYPE
+    if file_type == _LINK:
+        header.old_mode = "120000"
+    elif file_type != _REGULAR:
+        raise PatchError(f"line {number}: not the mode of a regular file")
+
+
 def split_timestamp(text: str) -> tuple[str, str]:
     """Splits a file line of a header into the name and the date behind it, as git does for a traditional header.
 
@@ -532,9 +552,9 @@ def _stripped(name: str, strip: int) -> str | None:
 
 def _verified(known: str | None, null: bool, text: str, strip: int, number: int) -> str | None:
     if null or (known is not None and _DEV_NULL.match(text)):
-        if not _DEV_NULL.match(text) or not null:
+        if known is not None or not _DEV_NULL.match(text):
             raise PatchError(f"line {number}: the git header and the file line disagree about /dev/null")
-        return known
+        return None
     name = _name(text, strip)
     if known is not None and name != known:
         raise PatchError(f"line {number}: the git header and the file line name different files")

@@ -21,8 +21,8 @@ _ANSWER = re.compile(
 )
 """One fence or tag. No line of the diff may close another, and no line of the text may open one."""
 _HEADER = re.compile(
-    r"(?=(?:diff --git|---) a/(?P<path>[^\s\"'`*\\]+))(?:diff --git a/(?P=path) b/(?P=path)\n(?:index [^\n]*\n)?)?"
-    r"--- a/(?P=path)\n\+\+\+ b/(?P=path)\n"
+    r"(?=(?:diff --git|---) a/(?P<path>[^\s\"'`*\\]+))(?:diff --git a/(?P=path) b/(?P=path)\n"
+    r"(?:index [^\s.]+\.\.[^\s.]+(?: 100(?:644|755))?\n)?)?--- a/(?P=path)\n\+\+\+ b/(?P=path)\n"
 )
 """A file's header, with or without git's own line, and with a path that needs neither quotes nor cleaning."""
 _HUNK = re.compile(r"(?P<header>@@ -[^\n]*)\n(?P<lines>(?:(?!--- )[-+ ][^\n]*\n|\n)++)")

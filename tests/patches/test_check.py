@@ -29,6 +29,11 @@ TEN = "@@ -9,3 +9,3 @@\n 9\n-10\n+ten\n 11\n"
 ONE = "@@ -1,2 +1,2 @@\n-1\n+one\n 2\n"
 ADD = "@@ -0,0 +1 @@\n+a\n"
 
+
+def _with_index(index: str) -> str:
+    return f"diff --git a/n.txt b/n.txt\n{index}\n{FIVE}"
+
+
 CASES = {
     "exact": FIVE,
     "offset": _hunk("@@ -9,3 +9,3 @@", " 4", "-5", "+five", " 6"),
@@ -79,6 +84,20 @@ CASES = {
     "renamed onto a file": "diff --git a/n.txt b/open.txt\nrename from n.txt\nrename to open.txt\n",
     "copied": "diff --git a/n.txt b/m.txt\nsimilarity index 100%\ncopy from n.txt\ncopy to m.txt\n",
     "mode alone": "diff --git a/n.txt b/n.txt\nold mode 100644\nnew mode 100755\n",
+    "index": _with_index("index 1234567..89abcde 100644"),
+    "index without a mode": _with_index("index 1234567..89abcde"),
+    "index without hashes": _with_index("index xyz 120000"),
+    "index with the mode of an executable": _with_index("index 1234567..89abcde 100755"),
+    "index with the mode of a link": _with_index("index 1234567..89abcde 120000"),
+    "index with a mode without a type": _with_index("index 1234567..89abcde 644"),
+    "index with a word": _with_index("index 1234567..89abcde file"),
+    "index with a blank at its end": _with_index("index 1234567..89abcde "),
+    "git header alone, then the same": _with_index("diff --git a/n.txt b/n.txt\nindex 1..2"),
+    "git header alone, then another": "diff --git a/open.txt b/open.txt\n" + _with_index("index 1..2"),
+    "git header alone, then a new file": (
+        "diff --git a/x b/x\ndiff --git a/x b/x\nnew file mode 100644\n--- /dev/null\n+++ b/x\n" + ADD
+    ),
+    "git header alone, then no git header": f"diff --git a/open.txt b/open.txt\nwords\n{FIVE}",
     "same file twice": _hunk("@@ -1,2 +1,2 @@", "-1", "+one", " 2") + _hunk("@@ -1,2 +1,2 @@", "-one", "+uno", " 2"),
     "removed, then changed": "--- a/d.txt\n+++ /dev/null\n@@ -1 +0,0 @@\n-x\n--- a/n.txt\n+++ b/n.txt\n" + ONE,
     "hunk without changes": _hunk("@@ -4,2 +4,2 @@", " 4", " 5"),

@@ -70,6 +70,8 @@ def test_diff_as_git_writes_it_is_parsed_once(header: str) -> None:
         (CHANGE, FILES | {"b/pkg/mod.py": "d = 1\n"}, "applies"),
         (CHANGE.replace("-b = 2", "-b = 3"), FILES, "does_not_apply"),
         (CHANGE.replace("a/pkg", "pkg"), FILES, "applies"),
+        (f"diff --git a/pkg/mod.py b/pkg/mod.py\nindex 1..2 120000\n{CHANGE}", FILES, "repaired"),
+        (f"diff --git a/pkg/mod.py b/pkg/mod.py\nindex 1..2 644\n{CHANGE}", FILES, "repaired"),
         (f"diff --git a/pkg/mod.py b/pkg/mod.py\nold mode 100644\nnew mode 120000\n{CHANGE}", FILES, "none"),
     ],
 )
