@@ -311,8 +311,8 @@ class _ArrayReader:
                 if self._ended or not open_end:
                     place = f"{where}, character {error.pos - self._at + 1}"
                     raise DataError(f"{place}: not a complete JSON object ({error.msg})") from error
-            except RecursionError as error:
-                raise DataError(f"{where}: JSON nested too deeply") from error
+            except (RecursionError, ValueError) as error:
+                raise DataError(f"{where}: {_excess(error)}") from error
             else:
                 try:
                     return value, self._take(end - self._at)
@@ -356,8 +356,13 @@ def _parsed(line: bytes, where: str) -> object:
         raise DataError(f"{where}, byte {error.start + 1}: not UTF-8, the encoding of JSON lines") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}, column {error.pos + 1}: not a complete JSON object ({error.msg})") from error
-    except RecursionError as error:
-        raise DataError(f"{where}: JSON nested too deeply") from error
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{where}: {_excess(error)}") from error
+
+
+def _excess(error: RecursionError | ValueError) -> str:
+    """What exceeds a limit of Python's in valid JSON."""
+    return "JSON nested too deeply" if isinstance(error, RecursionError) else "an integer has too many digits"
 
 
 def _checked(value: object, where: str, *, needs_id: bool) -> dict[str, Any]:

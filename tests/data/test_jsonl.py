@@ -159,6 +159,8 @@ def test_a_row_without_the_prompt_column_costs_that_row_only(tmp_path: Path) -> 
         (b'{"instance_id": "a", "prompt": "p", "repo": "r"}', r"no column 'text'; it has instance_id, prompt, repo"),
         (good("a", "") + b"\n" + good("b", None), r"no usable prompt; line 1: the prompt is empty"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"1" * 5000 + b"]", "row 1: an integer has too many digits"),
+        (b'{"instance_id": "a", "text": ' + b"1" * 5000 + b"}", "line 1: an integer has too many digits"),
     ],
 )
 def test_an_unusable_file_is_one_line_that_names_the_location(tmp_path: Path, content: bytes, message: str) -> None:
