@@ -3,5 +3,5 @@
 The entry point is :func:`swe_infer.patches.pipeline.make_patch`.
 """
 
-VERSION = 5
+VERSION = 6
 """The version of the extractor. Raise it when the result for some answer may change. Records state it."""
