@@ -483,15 +483,14 @@ def _mode_line(header: _Header, line: str, number: int) -> None:
 
 
 def _index_line(header: _Header, line: str, number: int) -> None:
-    """Checks the mode: git compares its type with that of the file, which is a regular one."""
+    """Reads the mode, whose type git compares with that of the file."""
     found = _INDEX.match(line)
     if found is None:
         return
-    file_type = int(found["mode"] or "0", 8) & _FILE_TYPE
-    if file_type == _LINK:
-        header.old_mode = "120000"
-    elif file_type != _REGULAR:
-        raise PatchError(f"line {number}: not the mode of a regular file")
+    mode = found["mode"] or "0"
+    if int(mode, 8) & _FILE_TYPE not in (_REGULAR, _LINK):
+        raise PatchError(f"line {number}: not the mode of a file")
+    header.old_mode = mode
 
 
 def split_timestamp(text: str) -> tuple[str, str]:

@@ -92,6 +92,7 @@ CASES = {
     "index with a mode without a type": _with_index("index 1234567..89abcde 644"),
     "index with a word": _with_index("index 1234567..89abcde file"),
     "index with a blank at its end": _with_index("index 1234567..89abcde "),
+    "index with the new mode": "diff --git a/n.txt b/n.txt\nold mode 100644\nnew mode 100755\nindex 1..2 100755\n",
     "git header alone, then the same": _with_index("diff --git a/n.txt b/n.txt\nindex 1..2"),
     "git header alone, then another": "diff --git a/open.txt b/open.txt\n" + _with_index("index 1..2"),
     "git header alone, then a new file": (
