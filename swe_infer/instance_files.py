@@ -68,14 +68,6 @@ class KnownFiles(Mapping[str, str]):
         """See :func:`obstacle`."""
 
 
-class NumberedFiles(Mapping[str, str]):
-    """Files that a prompt may show with line numbers, which are only removed from a file that is read."""
-
-    @abstractmethod
-    def numbered(self, path: str) -> str | None:
-        """See :func:`numbered`."""
-
-
 class InstanceFiles(KnownFiles):
     """Path to content. Iteration gives the files that the prompt shows; a lookup finds every file of the repository.
 
@@ -191,14 +183,6 @@ def obstacle(files: Mapping[str, str], path: str, removed: Container[str] = ()) 
         return files.obstacle(path, removed)
     parent = next((parent for parent in _parents(path) if parent in files and parent not in removed), None)
     return None if parent is None else f"{parent} is a file, not a folder"
-
-
-def numbered(files: Mapping[str, str], path: str) -> str | None:
-    """A file with ``1 `` before its first line, ``2 `` before the second, and so on; None if it is not at hand.
-
-    Its first and last number are checked, and that the other lines begin with a digit. Lines end in ``\\n`` alone.
-    """
-    return files.numbered(path) if isinstance(files, NumberedFiles) else None
 
 
 def _parents(path: str) -> list[str]:

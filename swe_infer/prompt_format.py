@@ -12,7 +12,6 @@ from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from typing import Any, get_args
 
-from swe_infer.instance_files import NumberedFiles
 from swe_infer.types import EditFormat, Prompt
 
 SYSTEM_COLUMN = "system"
@@ -25,7 +24,6 @@ _START, _END = "[start of ", "[end of "
 # Without a leading ^, which would make the search twenty times as slow; files_in_prompt checks the line's start.
 _MARKER = re.compile(r"\[(?P<kind>start|end) of (?P<path>[^\r\n]+)\]\r?$", re.MULTILINE)
 _NUMBER = re.compile(r"(\d{1,9})(?: |$)")
-_NO_NUMBER = re.compile(r"\n[^0-9]")
 _ELLIPSIS = "..."
 _USUAL_LINES = 10_000
 """Longer files are read more slowly."""
@@ -60,7 +58,7 @@ def edit_format_of(row: Mapping[str, Any]) -> EditFormat | None:
     return _EDIT_FORMATS.get(value) if isinstance(value, str) else None
 
 
-class PromptFiles(NumberedFiles):
+class PromptFiles(Mapping[str, str]):
     """The files in a prompt. The prompt is parsed once, on first access; a file's line numbers are removed when it is
     read.
 
@@ -93,9 +91,6 @@ class PromptFiles(NumberedFiles):
 
     def __reduce__(self) -> tuple[type[PromptFiles], tuple[Prompt]]:
         return PromptFiles, (self._prompt,)
-
-    def numbered(self, path: str) -> str | None:
-        return self._shown[path].numbered if path in self._shown else None
 
 
 def prose_in_prompt(text: str) -> str:
@@ -153,14 +148,6 @@ class ShownFile:
 
     def __init__(self, body: str) -> None:
         self.body = body
-
-    @property
-    def numbered(self) -> str | None:
-        """See :meth:`.instance_files.NumberedFiles.numbered`."""
-        body = self.body
-        last = body[body.rfind("\n") + 1 :].partition(" ")[0]
-        counted = body.startswith("1 ") and last == str(body.count("\n") + 1)
-        return body if counted and "\r" not in body and not _NO_NUMBER.search(body) else None
 
     @cached_property
     def content(self) -> str | None:

@@ -93,26 +93,6 @@ def test_a_whole_file_counts_where_excerpts_of_it_come_first() -> None:
 _SHOWN = (("a", "1 x\n...\n9 z"), ("a", "1 x\n2 z"), ("b", "1 y"))
 
 
-@pytest.mark.parametrize(
-    ("body", "is_numbered"),
-    [
-        ("1 x\n2 y\n3 ", True),
-        ("1 x\n2 \n3", True),
-        ("1 x", True),
-        ("x\ny", False),
-        ("2 x\n3 y", False),
-        ("1 x\n3 y", False),
-        ("1 x\n...\n3 y", False),
-        ("1 x\n\n3 y", False),
-        ("1 x\r\n2 y", False),
-    ],
-)
-def test_only_a_whole_file_with_numbers_is_at_hand_with_them(body: str, is_numbered: bool) -> None:
-    files = PromptFiles(split_prompt(f"Fix it.\n[start of a.py]\n{body}\n[end of a.py]\n"))
-    assert files.numbered("a.py") == (body if is_numbered else None)
-    assert files.numbered("b.py") is None
-
-
 def test_a_file_without_end_marker_is_ignored() -> None:
     assert files_in_prompt("[start of a.py]\n1 x\n[start of b.py]\n1 y\n[end of b.py]\n") == {"b.py": "y"}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from swe_infer.instance_files import KnownFiles, NumberedFiles, numbered, obstacle, why_absent
+from swe_infer.instance_files import KnownFiles, obstacle, why_absent
 from swe_infer.patches import line_ends
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, parse_as_git, split_lines, write_file
@@ -22,7 +22,7 @@ _MOST_MARKS = 1_000
 """Maximum undecodable places in one line; lines with more are data."""
 
 
-class AsShown(KnownFiles, NumberedFiles):
+class AsShown(KnownFiles):
     """Files with U+FFFD in place of bytes that are not UTF-8, and with ``\\n`` in place of mixed line ends.
 
     ``changes`` says how files that were read differ from the repository's, in the words for a repaired patch.
@@ -60,9 +60,6 @@ class AsShown(KnownFiles, NumberedFiles):
 
     def obstacle(self, path: str, removed: Container[str]) -> str | None:
         return obstacle(self._files, path, removed)
-
-    def numbered(self, path: str) -> str | None:
-        return numbered(self._files, path)  # of a prompt: valid UTF-8, and with one kind of line ends
 
 
 def may_have_marks(answer: str) -> bool:

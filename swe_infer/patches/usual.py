@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from swe_infer.instance_files import numbered
 from swe_infer.patches.apply import StatedLines
 from swe_infer.patches.diff import parse_hunk_header, unsafe_path
 from swe_infer.types import PatchResult
@@ -48,8 +47,7 @@ def fits(text: str, files: Mapping[str, str]) -> bool:
         path, position = header["path"], header.end()
         if path in changed or unsafe_path(path):
             return False
-        shown = numbered(files, path)
-        content = files.get(path) if shown is None else shown
+        content = files.get(path)
         # With a file of the longer name, it is not clear which one is meant.
         if content is None or f"a/{path}" in files or f"b/{path}" in files:
             return False
@@ -57,20 +55,18 @@ def fits(text: str, files: Mapping[str, str]) -> bool:
         places = StatedLines(content)
         while hunk := _HUNK.match(text, position):
             position = hunk.end()
-            if not _hunkfits(hunk, places, is_numbered=shown is not None):
+            if not _hunk_fits(hunk, places):
                 return False
         if not places.position:
             return False
     return True
 
 
-def _hunkfits(hunk: re.Match[str], places: StatedLines, *, is_numbered: bool) -> bool:
+def _hunk_fits(hunk: re.Match[str], places: StatedLines) -> bool:
     header, lines = parse_hunk_header(hunk["header"]), hunk["lines"].removesuffix("\n").split("\n")
     old = [line[1:] for line in lines if line[:1] != "+"]
     new = [line[1:] for line in lines if line[:1] != "-"]
     if header is None or (header.old_count, header.new_count) != (len(old), len(new)) or old == new:
         return False
-    if is_numbered:
-        old = [f"{number} {line}" for number, line in enumerate(old, header.old_start)]
     text = "\n".join([*old, ""])
     return places.place(header, text, len(new), ends_in_change=lines[-1][:1] in ("+", "-")) is not None

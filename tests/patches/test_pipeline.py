@@ -8,7 +8,7 @@ from swe_infer.patches.extract import find_blocks
 from swe_infer.patches.lenient import parse_leniently
 from swe_infer.patches.line_index import HunkNotFound, LineIndex
 from swe_infer.patches.pipeline import make_patch
-from swe_infer.prompt_format import PromptFiles, ShownFile
+from swe_infer.prompt_format import PromptFiles
 from swe_infer.types import PatchResult, Prompt
 from tests.support.steps import calls_of, lines_executed
 
@@ -105,23 +105,14 @@ def test_only_an_answer_with_more_than_a_usual_diff_is_scanned(answer: str, is_s
 
 
 @pytest.mark.parametrize(
-    ("answer", "removals"),
-    [
-        (CHANGE, 0),
-        (CHANGE.replace("-1,3 +1,3", "-2,3 +2,3"), 1),
-        (CHANGE.replace(" c = 3\n", "").replace("1,3", "1,2"), 1),
-        (CHANGE.replace("-b = 2", "-b = 3"), 1),
-    ],
+    ("numbers", "status"), [((1, 2, 3, 4, 5, 6), "applies"), ((1, 9, 3, 4, 5, 6), "does_not_apply")]
 )
-def test_the_line_numbers_of_a_prompt_stay_where_a_diff_fits_at_them(answer: str, removals: int) -> None:
-    shown = "\n".join(f"{number} {line}" for number, line in enumerate(FILES["pkg/mod.py"].split("\n"), 1))
-    prompt = Prompt(None, f"Fix it.\n[start of pkg/mod.py]\n{shown}\n[end of pkg/mod.py]\n")
-    made: list[PatchResult] = []
-    removal = ShownFile.__dict__["content"].func.__code__
-    assert (
-        calls_of(removal, lambda: made.append(make_patch(f"```diff\n{answer}```\n", PromptFiles(prompt)))) == removals
-    )
-    assert made == [make_patch(f"```diff\n{answer}```\n", FILES)]
+def test_a_diff_is_checked_against_the_file_that_the_prompt_means(numbers: tuple[int, ...], status: str) -> None:
+    """Lines whose numbers have a gap are a table, in which the numbers belong to the lines."""
+    shown = "\n".join(f"{number} {line}" for number, line in zip(numbers, ("a", "b", "c", "d", "e", ""), strict=True))
+    prompt = Prompt(None, f"Fix it.\n[start of t.txt]\n{shown}\n[end of t.txt]\n")
+    diff = "--- a/t.txt\n+++ b/t.txt\n@@ -3,2 +3,3 @@\n c\n+x\n d\n"
+    assert make_patch(f"```diff\n{diff}```\n", PromptFiles(prompt)).status == status
 
 
 def test_file_outside_of_the_prompt_makes_the_patch_unchecked() -> None:
