@@ -30,7 +30,9 @@ _OPENERS = (
     "*** Add File: ",
     "*** Delete File: ",
 )
-_MAY_OPEN = re.compile(r"[\s>]*(?:[`~<@]|diff --git |--- |Index: |\*\*\* )")
+MARKS = r"(?:[`~<@]|diff --git |--- |Index: |\*\*\* )"
+"""How such a line may begin behind its indentation, and how a fence or tag does."""
+_MAY_OPEN = re.compile(rf"[\s>]*{MARKS}")
 """A line outside a patch that may open a container or a patch, or close a container."""
 _MAY_CLOSE = re.compile(r"[-+]?[\s>]*[`~<]|--")
 """A line of a patch that may close a container or begin a signature. So may one that ends in ``>``."""

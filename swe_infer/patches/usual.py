@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 from swe_infer.patches.apply import StatedLines
 from swe_infer.patches.diff import parse_hunk_header, unsafe_path
+from swe_infer.patches.extract import MARKS
 from swe_infer.types import PatchResult
 
-_TEXT = r"(?!(?:[^\S\n]|>)*(?:[`~<@]|diff --git |--- |Index: |\*\*\* ))[^\n]*"
-"""A line that opens and closes nothing, see :mod:`.extract`."""
+_TEXT = rf"(?!(?:[^\S\n]|>)*{MARKS})[^\n]*"
+"""A line that opens and closes nothing."""
 _ANSWER = re.compile(
     rf"(?:{_TEXT}\n)*+(?:(?P<fence>```)[a-z]*|<patch>)\n"
     r"(?P<diff>(?=diff --git |--- )(?:[-+ ]?[ \t]*\n|(?!--[ \t]*\n|[-+]?(?:[^\S\n]|>)*[`~<])[^\n]*[^\s>][ \t]*\n)++)"
