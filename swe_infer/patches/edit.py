@@ -248,6 +248,11 @@ def line_diff(old: Sequence[str], new: Sequence[str]) -> list[Line]:
     return lines
 
 
+def without_newlines(lines: Sequence[Line]) -> list[Line]:
+    """The lines of a :func:`line_diff` of lines with their newlines, as lines of a hunk."""
+    return [Line(line.tag, line.text.removesuffix("\n"), not line.text.endswith("\n")) for line in lines]
+
+
 def _anchors(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     """The longest sequence of common unique lines in the same order on both sides."""
     old_counts, new_counts = Counter(old), Counter(new)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from swe_infer.patches.diff import CONTEXT, FilePatch, Line, split_lines, write_file
-from swe_infer.patches.edit import line_diff
+from swe_infer.patches.edit import line_diff, without_newlines
 
 _END = re.compile(r"(\r\n|\r|\n)")
 
@@ -64,8 +64,7 @@ def with_line_ends(
                 new.append(old[at])
             at += 1
     new += old[at:]
-    lines = line_diff(split_lines(content), split_lines("".join(text + end for text, end in new)))
-    marked = [Line(line.tag, line.text.removesuffix("\n"), not line.text.endswith("\n")) for line in lines]
+    marked = without_newlines(line_diff(split_lines(content), split_lines("".join(text + end for text, end in new))))
     parts = list(_with_context(marked))
     return write_file(patch, [marked[first:last] for first, last, _ in parts], [before for *_, before in parts])
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from swe_infer.instance_files import KnownFiles, obstacle, why_absent
 from swe_infer.patches import line_ends
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, parse_as_git, split_lines, write_file
+from swe_infer.patches.edit import line_diff, without_newlines
 
 MARK = "\ufffd"
 RESTORED = "restored bytes that are not UTF-8"
@@ -108,8 +110,24 @@ def _restored_file(patch: FilePatch, content: str | None) -> str:
         starts.append((max(old, 0), max(new, 0)))
         hunks.append(_restored_hunk(hunk, base[starts[-1][0] :], by_shown))
     if content is not None and mixed and hunks:
+        if not all(map(partial(_is_at, base), hunks, starts)):
+            hunks, starts = [_whole_change(patch, hunks, starts, line_ends.as_shown(content))], [(0, 0)]
         return line_ends.with_line_ends(patch, hunks, starts, content)
     return write_file(patch, hunks, starts)
+
+
+def _is_at(base: Sequence[str], hunk: Sequence[Line], start: tuple[int, int]) -> bool:
+    """Whether a hunk matches the lines of the file at its line number; else git moves it."""
+    old = [line.text for line in hunk if line.tag != "+"]
+    return base[start[0] : start[0] + len(old)] == old
+
+
+def _whole_change(
+    patch: FilePatch, hunks: Sequence[Sequence[Line]], starts: Sequence[tuple[int, int]], content: str
+) -> list[Line]:
+    """The change of ``content`` by hunks that git moves, as one hunk with all of its lines."""
+    changed = apply_patch(write_file(patch, hunks, starts), {patch.old_path or "": content}).files[patch.path]
+    return without_newlines(line_diff(split_lines(content), split_lines(changed or "")))
 
 
 def _restored_hunk(hunk: Hunk, base: Sequence[str], by_shown: Mapping[str, set[str]]) -> list[Line]:

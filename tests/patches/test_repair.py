@@ -329,6 +329,16 @@ def test_line_ends_of_a_file_with_both_kinds_are_kept(git: GitRepository, hunk: 
     assert git.apply(result.patch, files) == {"a.txt": "one\r\nTWO\n2\nthree\r\nfour\n"}
 
 
+@pytest.mark.parametrize("start", [2, 4, 7, 30])
+def test_a_hunk_that_git_moves_changes_its_own_lines_of_a_file_with_both_line_ends(
+    git: GitRepository, start: int
+) -> None:
+    files = {"a.txt": "a\r\nb\nc\r\nd\ne\nf\r\ng\nh\n"}
+    diff = f"--- a/a.txt\n+++ b/a.txt\n@@ -{start},3 +{start},4 @@\n c\n-d\n+D\n+DD\n e\n"
+    result = make_patch(f"```diff\n{diff}```\n", files)
+    assert git.apply(result.patch, files) == {"a.txt": "a\r\nb\nc\r\nD\nDD\ne\nf\r\ng\nh\n"}, result
+
+
 def test_hunk_that_removes_one_of_two_lines_with_different_ends_removes_that_one(git: GitRepository) -> None:
     files = {"a.txt": "a\nx\nb\na\nx\r\nb\n"}
     for counts in ("-4,3 +4,2", "-4,7 +4,7"):
