@@ -81,6 +81,8 @@ def rate_limits_of(headers: Mapping[str, str]) -> RateLimits:
     If input and output have separate limits (Anthropic, Fireworks), ``tokens`` are input tokens. Limits per hour or
     day that have names of their own are not read.
     """
+    if not any("ratelimit" in name for name in headers):  # header names are in lower case
+        return RateLimits()
     if any(f"anthropic-ratelimit-{kind}-limit" in headers for kind in _ANTHROPIC):
         return _anthropic_limits(headers)
     requests, tokens, output = (_openai_limits(headers, names) for names in (_REQUESTS, _TOKENS, _OUTPUT_TOKENS))
