@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import logging
 import re
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NoReturn
-
-import jiter
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from swe_infer.errors import UNDECODED, UNDECODED_BYTES, SweInferError
+
+if TYPE_CHECKING:
+    import logging  # help does not need it
 
 _BIDIRECTIONAL = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _CONTROL = re.compile(
@@ -53,6 +53,8 @@ def parsed_json(data: bytes) -> Any:
     Raises:
         UnicodeDecodeError, json.JSONDecodeError, RecursionError: as :func:`json.loads` for the decoded text.
     """
+    import jiter  # help does not need it
+
     try:
         return jiter.from_json(data)
     except ValueError:  # also for a lone surrogate and for deep nesting, which json accepts
