@@ -85,16 +85,15 @@ def rate_limits_of(headers: Mapping[str, str]) -> RateLimits:
         return RateLimits()
     if any(f"anthropic-ratelimit-{kind}-limit" in headers for kind in _ANTHROPIC):
         return _anthropic_limits(headers)
-    requests, tokens, output = (_openai_limits(headers, names) for names in (_REQUESTS, _TOKENS, _OUTPUT_TOKENS))
+    now = _server_time(headers)
+    requests, tokens, output = (_openai_limits(headers, names, now) for names in (_REQUESTS, _TOKENS, _OUTPUT_TOKENS))
     if requests[0] is None and any(name in headers for name in _DRAFT):
-        requests = _draft_limits(headers)
+        requests = _draft_limits(headers, now)
     return RateLimits(*requests, *tokens, *output)
 
 
 _ANTHROPIC = ("requests", "tokens", "input-tokens", "output-tokens")
 _DRAFT = ("ratelimit", "ratelimit-policy", "ratelimit-limit")
-
-
 _REQUESTS = ("requests", "requests-minute", "req-minute", "minute")
 _TOKENS = ("tokens", "tokens-minute", "tokens-prompt")
 _OUTPUT_TOKENS = ("tokens-generated",)
@@ -102,21 +101,23 @@ _OUTPUT_TOKENS = ("tokens-generated",)
 Kong's."""
 
 
-def _openai_limits(headers: Mapping[str, str], names: Sequence[str]) -> tuple[int | None, int | None, float | None]:
+def _openai_limits(
+    headers: Mapping[str, str], names: Sequence[str], now: float
+) -> tuple[int | None, int | None, float | None]:
     """(limit, remaining, seconds until the reset) from the first of ``names`` with a limit."""
     for name in names:
         if (limit := _count(headers.get(f"x-ratelimit-limit-{name}"))) is not None:
             remaining = _count(headers.get(f"x-ratelimit-remaining-{name}"))
-            return limit, remaining, reset_s(headers.get(f"x-ratelimit-reset-{name}"), _server_time(headers))
+            return limit, remaining, reset_s(headers.get(f"x-ratelimit-reset-{name}"), now)
     if names is _TOKENS:  # Mistral's earlier form
         limit = _count(headers.get("x-ratelimitbysize-limit-minute"))
         remaining = _count(headers.get("x-ratelimitbysize-remaining-minute"))
-        return limit, remaining, reset_s(headers.get("ratelimitbysize-reset"), _server_time(headers))
+        return limit, remaining, reset_s(headers.get("ratelimitbysize-reset"), now)
     remaining = _count(headers.get(f"x-ratelimit-remaining-{names[0]}"))
-    return None, remaining, reset_s(headers.get(f"x-ratelimit-reset-{names[0]}"), _server_time(headers))
+    return None, remaining, reset_s(headers.get(f"x-ratelimit-reset-{names[0]}"), now)
 
 
-def _draft_limits(headers: Mapping[str, str]) -> tuple[int | None, int | None, float | None]:
+def _draft_limits(headers: Mapping[str, str], now: float) -> tuple[int | None, int | None, float | None]:
     """(limit per minute, remaining, seconds until the reset) of the strictest policy for requests in the fields of
     draft-ietf-httpapi-ratelimit-headers. A policy without its window says nothing, and nor does one for longer than a
     minute without what remains of it. Its reset is left out, because the limit is one per minute.
@@ -133,7 +134,7 @@ def _draft_limits(headers: Mapping[str, str]) -> tuple[int | None, int | None, f
     states = dict(_items(headers.get("ratelimit", "")))
     state = states.get(strictest) or (next(iter(states.values())) if len(states) == 1 else {})
     remaining = _count(state.get("r") or headers.get("ratelimit-remaining"))
-    reset = reset_s(state.get("t") or headers.get("ratelimit-reset"), _server_time(headers))
+    reset = reset_s(state.get("t") or headers.get("ratelimit-reset"), now)
     per_minute, window_s = policies.get(strictest, (0.0, 0.0))
     if not per_minute or (window_s > 60 and remaining is None):
         return None, remaining, reset
