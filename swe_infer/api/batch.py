@@ -324,7 +324,7 @@ class Batches:
         chosen, encoded = self._choose(label)
         if not chosen:
             return
-        with suppress(Halted):
+        with suppress(Halted):  # the run is stopping; the same command submits them
             async with self._permission(label, chosen.values()):
                 if self._has_room or not self._following:
                     await self._submit_chosen(label, chosen, encoded)

@@ -573,10 +573,10 @@ def _listed_provider(provider_id: str | None, address: str) -> tuple[str | None,
     snapshot = get_snapshot()
     ids = [provider.id for provider in snapshot.providers]
     if address and (provider_id is None or provider_id in _VENDORS):
-        with suppress(LookupError):
+        with suppress(LookupError):  # not listed: the id decides
             return snapshot.find_provider(None, None, address).id, ids
     if provider_id is not None:
-        with suppress(LookupError):
+        with suppress(LookupError):  # the caller reports it
             return snapshot.find_provider(None, provider_id, None).id, ids
     return None, ids
 

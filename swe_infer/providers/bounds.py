@@ -225,8 +225,8 @@ def bounded(transport: Any) -> Any:
             error: Exception | None = None
             try:
                 is_whole = await _read_beginning(parts, found, _LARGE_BYTES)
-            except broken as broke:
-                is_whole, error = False, broke
+            except broken as raised:
+                is_whole, error = False, raised
             except BaseException:
                 await body.aclose()
                 raise

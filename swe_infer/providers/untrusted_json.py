@@ -45,7 +45,7 @@ def leading_objects(raw: bytes) -> list[dict[str, Any]]:
     text = raw.decode("utf-8", "replace")
     found: list[dict[str, Any]] = []
     end = 0
-    with suppress(ValueError, RecursionError):
+    with suppress(ValueError, RecursionError):  # no JSON follows
         while match := _BETWEEN.match(text, end):
             value, end = _DECODER.raw_decode(text, match.end())
             if not isinstance(value, dict):

@@ -348,7 +348,7 @@ def test_a_gateway_that_reports_another_quota_with_each_answer_does_not_fill_the
         # no answer holds a run for longer than a minute before each request
         (RateLimits(limit_requests=60, remaining_requests=0, reset_requests_s=86_400.0), 30 * 61),
         (RateLimits(limit_tokens=1, remaining_tokens=0, reset_tokens_s=86_400.0), 30 * 61),
-        # and a reset in years is none
+        # and a reset in years does not stall the run
         (RateLimits(limit_requests=60, remaining_requests=0, reset_requests_s=1e9), 60),
     ],
 )

@@ -181,7 +181,7 @@ def test_text_after_a_premature_end_is_part_of_the_answer() -> None:
     early = sse(delta("PAT"), "[DONE]", delta("CH"), delta(finish="stop"), done=True)
     answer = ask(Recorded(early, SSE), stream="always")
     assert (answer.text, answer.finish_reason) == ("PATCH", "stop")
-    # an end without any part of an answer is none (a gateway whose upstream server has gone)
+    # an end without any part of an answer is not a finished one (a gateway whose upstream server has gone)
     opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
     with pytest.raises(TransientError, match="ends before its answer"):
         ask(Recorded(sse(opening, done=True), SSE), stream="always")
